@@ -1,0 +1,87 @@
+"""The two values that a forward pass needs beside its tokens: where each token stands, and where keys and values lie.
+
+Nothing here allocates blocks or schedules; that is engine/. A cache is cut into blocks of BLOCK_SIZE tokens, and a
+sequence owns a table of block numbers, so sequences can share blocks and need no neighbouring ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from libremoe.config import ModelConfig
+
+BLOCK_SIZE = 64  # tokens
+
+
+@dataclass
+class Batch:
+    """The flat batch of N tokens of B sequences, sequence after sequence.
+
+    starts: B + 1 numbers; tokens starts[b]:starts[b + 1] are those of sequence b.
+    positions: (N,) int64, position of each token in its own sequence.
+    context_lens: B numbers; how many tokens of the sequence exist once this batch is written, cached ones included.
+    block_tables: B lists of block numbers that cover context_lens, or None without a cache.
+    logit_rows: (M,) int64, the rows whose logits are wanted; None for all N.
+    """
+
+    starts: list[int]
+    positions: torch.Tensor
+    context_lens: list[int]
+    block_tables: list[list[int]] | None = None
+    logit_rows: torch.Tensor | None = None
+
+    @staticmethod
+    def of_whole(lengths: list[int], device: torch.device | str = "cpu") -> Batch:
+        """Whole sequences without a cache, for training and scoring."""
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        return Batch(starts, positions, list(lengths))
+
+    def slots(self) -> torch.Tensor:
+        """(N,) int64: the cache slot (block number * BLOCK_SIZE + offset) of each token of this batch."""
+        if self.block_tables is None:
+            raise ValueError("this batch has no block tables")
+        slots = []
+        for b, table in enumerate(self.block_tables):
+            positions = self.positions[self.starts[b] : self.starts[b + 1]]
+            blocks = torch.tensor(table, dtype=torch.int64)[positions // BLOCK_SIZE]
+            slots.append(blocks * BLOCK_SIZE + positions % BLOCK_SIZE)
+        return torch.cat(slots)
+
+
+@dataclass
+class LayerCache:
+    """One layer's part of the cache: keys after rotation, and values.
+
+    k, v: (n_blocks, BLOCK_SIZE, G, K). seen: (n_blocks, BLOCK_SIZE) bool, shared by all layers: False where the token
+    is one that attention must not see (pad ids of Grok-1).
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    seen: torch.Tensor
+
+
+class KVCache:
+    """Keys and values of all layers for n_blocks * BLOCK_SIZE tokens.
+
+    Grok-1 in bfloat16 needs 262,144 bytes a token.
+    """
+
+    def __init__(self, config: ModelConfig, n_blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+        shape = (n_blocks, BLOCK_SIZE, config.n_kv_heads, config.head_dim)
+        self.n_blocks = n_blocks
+        self.seen = torch.ones(n_blocks, BLOCK_SIZE, dtype=torch.bool, device=device)
+        self.layers = [
+            LayerCache(torch.zeros(shape, dtype=dtype, device=device),
+                       torch.zeros(shape, dtype=dtype, device=device), self.seen)
+            for _ in range(config.n_layers)
+        ]
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * dtype.itemsize
