@@ -75,6 +75,7 @@ class KVCache:
     def __init__(self, config: ModelConfig, n_blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (n_blocks, BLOCK_SIZE, config.n_kv_heads, config.head_dim)
         self.n_blocks = n_blocks
+        self.any_unseen = False  # whether a token that must not be seen was ever written
         self.seen = torch.ones(n_blocks, BLOCK_SIZE, dtype=torch.bool, device=device)
         self.layers = [
             LayerCache(torch.zeros(shape, dtype=dtype, device=device),

@@ -1,0 +1,169 @@
+"""The network, top to bottom in the order data flows. Grok-1, Llama 2, Mistral 7B and Mixtral differ in config fields only.
+
+What is unusual about Grok-1: four norms a layer (before and after each sub-layer), attention scores scaled by a free
+number and then capped by 30 * tanh(s / 30), experts chosen by a softmax over all eight whose two chosen values are not
+renormalised, a GELU gate, multipliers on the embedding and on the logits, and one table for both.
+
+Shape letters: N tokens in a flat batch, M rows whose logits are wanted, D dim, H query heads, G kv heads, K head_dim,
+E experts, A active experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from libremoe.batch import Batch, KVCache, LayerCache
+from libremoe.config import ModelConfig
+from libremoe.experts import Expert, Weight
+
+Read = Callable[[str], Weight]  # a name of weights/__init__.py -> its weight
+
+
+class Experts(Protocol):
+    """Where feed-forward weights come from: resident or streamed."""
+
+    def get(self, layer: int, e: int) -> Expert: ...
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, weight_D: Weight, eps: float, ops: ModuleType):
+        super().__init__()
+        self.weight, self.eps, self.ops = weight_D, eps, ops
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return self.ops.rms_norm(x_ND, self.weight, self.eps)
+
+
+class Linear(nn.Module):
+    def __init__(self, weight_OI: Weight, ops: ModuleType):
+        super().__init__()
+        self.weight, self.ops = weight_OI, ops
+
+    def forward(self, x_NI: torch.Tensor) -> torch.Tensor:
+        return self.ops.linear(x_NI, self.weight)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped queries, rotary positions, and Grok-1's soft cap where configured."""
+
+    def __init__(self, config: ModelConfig, layer: int, read: Read, ops: ModuleType):
+        super().__init__()
+        self.config, self.layer, self.ops = config, layer, ops
+        self.q, self.k, self.v, self.o = (
+            Linear(read(f"layers.{layer}.attn.{name}.weight"), ops) for name in ("q", "k", "v", "o")
+        )
+
+    def forward(self, x_ND: torch.Tensor, batch: Batch, cache: LayerCache | None,
+                seen_N: torch.Tensor | None) -> torch.Tensor:
+        c = self.config
+        q_NHK = self.q(x_ND).view(-1, c.n_heads, c.head_dim)
+        k_NGK = self.k(x_ND).view(-1, c.n_kv_heads, c.head_dim)
+        v_NGK = self.v(x_ND).view(-1, c.n_kv_heads, c.head_dim)
+        q_NHK = self.ops.rope(q_NHK, batch.positions, c.rope_theta)
+        k_NGK = self.ops.rope(k_NGK, batch.positions, c.rope_theta)
+        heads = self.ops.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, c.score_scale, c.attn_softcap,
+                                   c.sliding_window)
+        return self.o(heads)
+
+
+class Router(nn.Module):
+    """Which experts work on a token. Always in float32: close decisions flip in less."""
+
+    def __init__(self, config: ModelConfig, layer: int, read: Read, ops: ModuleType):
+        super().__init__()
+        self.config, self.ops = config, ops
+        weight = read(f"layers.{layer}.router.weight")
+        self.weight = weight.float() if isinstance(weight, torch.Tensor) else weight
+
+    def forward(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids (N, A), gates (N, A) float32, logits (N, E) float32."""
+        logits_NE = self.ops.linear(x_ND.float(), self.weight)
+        ids_NA, gates_NA = self.ops.route(logits_NE, self.config.n_experts_per_tok, self.config.renormalise_gates)
+        return ids_NA, gates_NA, logits_NE
+
+
+class MoE(nn.Module):
+    """A mixture of experts, or one dense feed-forward where the configuration has no experts."""
+
+    def __init__(self, config: ModelConfig, layer: int, read: Read, experts: Experts, ops: ModuleType):
+        super().__init__()
+        self.config, self.layer, self.experts, self.ops = config, layer, experts, ops
+        self.router = Router(config, layer, read, ops) if config.is_moe else None
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        if self.router is None:
+            return self.ops.feed_forward(x_ND, self.experts.get(self.layer, 0), self.config.activation).to(x_ND.dtype)
+        ids_NA, gates_NA, _ = self.router(x_ND)
+        return self.ops.moe(x_ND, ids_NA, gates_NA, lambda e: self.experts.get(self.layer, e), self.config.activation)
+
+
+class Block(nn.Module):
+    """h + post_norm(sublayer(norm(h))), for attention and then for the experts; post-norms are Grok-1's."""
+
+    def __init__(self, config: ModelConfig, layer: int, read: Read, experts: Experts, ops: ModuleType):
+        super().__init__()
+
+        def norm(name: str) -> nn.Module:
+            return RMSNorm(read(f"layers.{layer}.{name}.weight"), config.norm_eps, ops)
+
+        self.attn_norm = norm("attn_norm")
+        self.attn = Attention(config, layer, read, ops)
+        self.attn_post_norm = norm("attn_post_norm") if config.post_norms else nn.Identity()
+        self.ffn_norm = norm("ffn_norm")
+        self.moe = MoE(config, layer, read, experts, ops)
+        self.ffn_post_norm = norm("ffn_post_norm") if config.post_norms else nn.Identity()
+
+    def forward(self, h_ND: torch.Tensor, batch: Batch, cache: LayerCache | None,
+                seen_N: torch.Tensor | None) -> torch.Tensor:
+        h_ND = h_ND + self.attn_post_norm(self.attn(self.attn_norm(h_ND), batch, cache, seen_N))
+        return h_ND + self.ffn_post_norm(self.moe(self.ffn_norm(h_ND)))
+
+
+class Transformer(nn.Module):
+    """The whole network over weights that `read` hands out by name.
+
+    dtype: type of activations and of products, float32 or bfloat16. ops: a backend module (libremoe.ops.choose).
+    """
+
+    def __init__(self, config: ModelConfig, read: Read, experts: Experts, ops: ModuleType,
+                 dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config, self.ops, self.dtype = config, ops, dtype
+        self.embed = read("embed.weight")
+        self.blocks = nn.ModuleList(Block(config, i, read, experts, ops) for i in range(config.n_layers))
+        self.norm = RMSNorm(read("norm.weight"), config.norm_eps, ops)
+        self.head = Linear(self.embed if config.tied_embeddings else read("head.weight"), ops)
+
+    def hidden(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor:
+        """(N, D): the residual stream after the last layer and the final norm."""
+        h_ND = self.ops.embed(tokens_N, self.embed).to(self.dtype) * self.config.embed_scale
+        seen_N = self._seen(tokens_N, kv)
+        for i, block in enumerate(self.blocks):
+            h_ND = block(h_ND, batch, None if kv is None else kv.layers[i], seen_N)
+        return self.norm(h_ND)
+
+    def forward(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor:
+        """Logits (M, V) float32 of batch.logit_rows, or of all N tokens. tokens_N: int64 in [0, V).
+
+        kv None: plain causal attention over whole sequences, for training and scoring. With a cache, keys and values of
+        this batch are written to it and each sequence attends to all of its context.
+        """
+        h_ND = self.hidden(tokens_N, batch, kv)
+        if batch.logit_rows is not None:
+            h_ND = h_ND[batch.logit_rows]
+        return self.head(h_ND).float() * self.config.logit_scale
+
+    def _seen(self, tokens_N: torch.Tensor, kv: KVCache | None) -> torch.Tensor | None:
+        """Which tokens attention may see; None, the usual case, when there has never been one that it may not."""
+        if self.config.pad_id is None:
+            return None
+        seen_N = tokens_N > self.config.pad_id
+        any_unseen = not bool(seen_N.all())
+        if kv is not None:
+            any_unseen = kv.any_unseen = kv.any_unseen or any_unseen
+        return seen_N if any_unseen else None
