@@ -1,0 +1,41 @@
+# Everything a person types. Each target sets up what it needs first, on a fresh machine too.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+LIBREMOE := $(VENV)/bin/libremoe
+TINY := build/tiny-grok
+
+.PHONY: all setup chat test lint fix soak test-native bench clean
+
+all: setup
+
+setup: $(VENV)/installed
+
+# The build environment holds scikit-build-core and nanobind only; torch comes from the constraint, never from a build.
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h)
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install --quiet -c constraints.txt scikit-build-core nanobind ninja 'cmake>=3.25'
+	$(PY) -m pip install --quiet -c constraints.txt --group dev
+	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[all]'
+	touch $@
+
+chat: setup
+	@test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY)
+	@$(LIBREMOE) chat $(TINY)
+
+test: setup lint test-native
+	$(PY) -m pytest -q
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+fix: setup
+	$(VENV)/bin/ruff check --fix .
+
+soak: setup
+	$(PY) -m pytest -q -m soak
+
+clean:
+	rm -rf build $(VENV)

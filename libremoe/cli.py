@@ -1,0 +1,152 @@
+"""The command line: one parser; each command imports its module when chosen and calls one function.
+
+Exit codes: 0 done, 1 the answer is no (a digest differs), 2 a mistake in what was asked, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from libremoe.errors import LibremoeError
+
+MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf file, or libremoe's own folder"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A person's mistake becomes one line on stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        code = _function(args.function)(args)
+        sys.stdout.flush()
+        return code
+    except LibremoeError as error:
+        print(f"libremoe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlibremoe: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        return 0
+
+
+def _function(name: str):  # type: ignore[no-untyped-def]
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="libremoe", description="Run, convert and serve the open Grok-1, and Llama 2, Mistral and Mixtral."
+    )
+    parser.add_argument("--version", action="version", version=f"libremoe {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_chat(commands)
+    _add_convert(commands)
+    _add_verify(commands)
+    _add_inspect(commands)
+    _add_make_tiny(commands)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("libremoe")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _command(commands, name: str, function: str, help: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    command.set_defaults(function=function)
+    return command
+
+
+def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
+    run = _command(commands, "run", "libremoe.run:run", "stream a completion of a prompt")
+    run.add_argument("path", type=Path, help=MODEL_HELP)
+    run.add_argument("prompt", nargs="?", help="the text to continue; - or nothing reads standard input")
+    run.add_argument("--ids", help="token ids instead of a prompt, as 5,17,23 (needs no tokenizer)")
+    run.add_argument("--stats", action="store_true", help="print tokens/s and time to first token at the end")
+    run.add_argument("--json", action="store_true", help="one JSON object a token, then one with the whole answer")
+    _add_loading(run)
+    _add_sampling(run)
+
+
+def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
+    chat = _command(commands, "chat", "libremoe.chat.terminal:run", "a conversation in the terminal")
+    chat.add_argument("path", type=Path, nargs="?", help=MODEL_HELP + "; default: a tiny random model, made on the spot")
+    _add_loading(chat)
+    _add_sampling(chat)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loading")
+    group.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, or 'bytes'; default: beside the weights")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    group.add_argument("--mmap", action="store_true",
+                       help="map the files instead of reading them: starts at once and runs what memory cannot hold, "
+                            "but a file cut short while in use ends the process")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    group.add_argument("--top-k", type=int, default=0, help="keep the k most probable tokens; 0 keeps all")
+    group.add_argument("--top-p", type=float, default=1.0, help="keep the smallest set with this probability")
+    group.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this share of the best one's")
+    group.add_argument("--repetition-penalty", type=float, default=1.0)
+    group.add_argument("--presence-penalty", type=float, default=0.0)
+    group.add_argument("--frequency-penalty", type=float, default=0.0)
+    group.add_argument("--seed", type=int, help="the same seed gives the same text")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument("--max-tokens", type=int, default=256, help="at most this many new tokens (default 256)")
+    group.add_argument("--logprobs", type=int, metavar="N", help="report the N best tokens' log-probabilities (with --json)")
+
+
+def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
+    convert = _command(commands, "convert", "libremoe.convert:run", "write a model in libremoe's own format")
+    convert.add_argument("src", type=Path, help=MODEL_HELP)
+    convert.add_argument("dst", type=Path, help="the folder to write; an interrupted conversion is continued")
+    convert.add_argument("--format", required=True, choices=("bf16", "int8", "int4", "int3", "int2"),
+                         help="of linear weights; int8 carries the official int8 values and scales over without loss")
+    convert.add_argument("--head", choices=("f32", "bf16", "int8", "int4"),
+                         help="of the embedding and output tables; default: as in the source, int8 below int8")
+    convert.add_argument("--json", action="store_true", help="a summary as JSON")
+
+
+def _add_verify(commands) -> None:  # type: ignore[no-untyped-def]
+    verify = _command(commands, "verify", "libremoe.verify:run", "check every file against the manifest")
+    verify.add_argument("path", type=Path, help="libremoe's own folder")
+    verify.add_argument("--json", action="store_true")
+
+
+def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
+    inspect = _command(commands, "inspect", "libremoe.inspect:run", "say what is in a model")
+    inspect.add_argument("path", type=Path, help=MODEL_HELP)
+    inspect.add_argument("--tensors", action="store_true", help="list them all")
+    inspect.add_argument("--json", action="store_true")
+
+
+def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]
+    tiny = _command(commands, "make-tiny", "libremoe.tiny:run",
+                    "write a model of the exact architecture with random weights, for tests and benchmarks")
+    tiny.add_argument("dst", type=Path, help="the folder to write")
+    tiny.add_argument("--dims", default="tiny", help="sizes: tiny, grok-1, llama-2-7b, mistral-7b, mixtral-8x7b")
+    tiny.add_argument("--layers", type=int, help="this many layers instead of the preset's")
+    tiny.add_argument("--as", dest="as_", choices=("native", "ckpt", "gguf"), default="native")
+    tiny.add_argument("--format", default="int8", help="native: f32, bf16, int8, int4, int3, int2; gguf: f32, f16, q8_0, q4_0")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--json", action="store_true")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

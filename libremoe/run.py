@@ -1,0 +1,87 @@
+"""`libremoe run`: load a model, stream one completion to the terminal, say what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import torch
+
+from libremoe.errors import LibremoeError
+from libremoe.language_model import LanguageModel, load
+from libremoe.sampling import SamplingParams
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream args.prompt's completion to stdout; with args.json one object a piece, then the whole. Returns 0."""
+    params = sampling_params(args)
+    prompt = _prompt(args)
+    lm = load_for(args)
+    if args.json:
+        return _print_json(lm, prompt, params)
+    if isinstance(prompt, list) and lm.tokenizer is None:
+        for piece in lm.pieces(prompt, params):
+            print(*piece.tokens, end=" ", flush=True)
+    else:
+        for text in lm.stream(prompt, params):
+            print(text, end="", flush=True)
+    print()
+    if args.stats:
+        print(lm.stats.describe(), file=sys.stderr)
+    return 0
+
+
+def load_for(args: argparse.Namespace) -> LanguageModel:
+    """The model that a command's loading flags ask for, with a progress bar on a terminal."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    if not sys.stderr.isatty():
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap)
+    from rich.console import Console
+    from rich.progress import Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (*Progress.get_default_columns()[:2], TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading")
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """SamplingParams from flags. Raises LibremoeError naming the field."""
+    return SamplingParams(
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty, presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty, seed=args.seed, stop=tuple(args.stop), max_tokens=args.max_tokens,
+        logprobs=args.logprobs,
+    )
+
+
+def _prompt(args: argparse.Namespace) -> str | list[int]:
+    if args.ids is not None:
+        if args.prompt is not None:
+            raise LibremoeError("give a prompt or --ids, not both")
+        try:
+            return [int(part) for part in args.ids.replace(",", " ").split()]
+        except ValueError:
+            raise LibremoeError(f"--ids takes whole numbers such as 5,17,23, not {args.ids!r}") from None
+    if args.prompt in (None, "-"):
+        if sys.stdin.isatty():
+            raise LibremoeError('no prompt: libremoe run PATH "your text", or pipe it in')
+        return sys.stdin.read()
+    return args.prompt
+
+
+def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingParams) -> int:
+    text, tokens, finish_reason = [], [], None
+    for piece in lm.pieces(prompt, params):
+        record = {"text": piece.text, "tokens": piece.tokens}
+        if params.logprobs is not None:
+            record["logprobs"] = piece.logprobs
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+        text.append(piece.text)
+        tokens += piece.tokens
+        finish_reason = piece.finish_reason or finish_reason
+    whole = {"text": "".join(text), "tokens": tokens, "finish_reason": finish_reason, "stats": lm.stats.to_dict()}
+    print(json.dumps(whole, ensure_ascii=False))
+    return 0

@@ -1,0 +1,89 @@
+"""The house rules that a machine can check: imports go one way, the command line is light, no catch-all below the edges."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "libremoe"
+
+# Who may import whom, leftmost first: a module imports only from layers to its right (docs/architecture.md).
+LAYERS = [
+    {"cli"},
+    {"run", "chat", "server", "train", "evals", "plan"},
+    {"language_model"},
+    {"engine"},
+    {"convert", "verify", "inspect", "tiny"},
+    {"model", "sampling", "tokenizer"},
+    {"ops", "weights"},
+    {"experts", "batch"},
+    {"quant", "config"},
+    {"errors", "_kernels"},
+]
+WITHOUT_TORCH = ["cli", "config", "errors", "chat.message", "server.schema", "server.keys"]
+
+
+def _layer(module: str) -> int:
+    for i, names in enumerate(LAYERS):
+        if module in names:
+            return i
+    raise AssertionError(f"libremoe.{module} stands in no layer of tests/test_architecture.py: decide where it belongs")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("libremoe"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("libremoe.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        return
+    own = _layer(module)
+    for imported in _imports(path) - {module}:
+        assert _layer(imported) >= own, f"{path.name} imports libremoe.{imported}, which stands to its left"
+
+
+def test_same_layer_imports_make_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if module != "__init__":
+            graph.setdefault(module, set()).update(_imports(path) - {module})
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for target in graph.get(module, set()):
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_torch_stays_out(module: str) -> None:
+    code = f"import sys, libremoe.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_catch_all_below_the_edges() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        if relative.parts[0] in ("server", "cli.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"everything"}
+                assert not caught & {"Exception", "BaseException", "everything"}, f"{relative}:{node.lineno}"
