@@ -1,9 +1,9 @@
-"""The header of a safetensors file, read by rules stricter than the official ones, and tensors read by pread.
+"""The header of a safetensors file, read by rules stricter than the official ones, and reads by pread.
 
-Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON, data). The official
-parser accepts duplicate keys, path-like names and headers of a million empty tensors; here they are refused, so
-that any file is judged in time and memory proportional to a small header. Nothing is mapped: a file that shrinks
-under a server gives a short read, which is an error of one request, where a mapping would end the process.
+Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON, data). The
+official parser accepts duplicate keys, path-like names and headers of a million empty tensors; here they are
+refused, so that any file is judged in time and memory proportional to a small header. Nothing is mapped: a file
+that shrinks under a server gives a short read, an error of one request, where a mapping would end the process.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def parse_header(path: Path | str) -> SafetensorsHeader:
     """Read and check the header of a safetensors file; no weight is read.
 
     Refused, each with its reason: a header over 16 MiB or over the file, duplicate keys, unknown fields and
-    dtypes, path-like names, empty tensors, shapes that do not fill their span, spans that overlap, leave holes or
-    do not end where the file ends. Raises CheckpointError.
+    dtypes, path-like names, empty tensors, shapes that do not fill their span, spans that overlap, leave
+    holes or do not end where the file ends. Raises CheckpointError.
     """
     path = Path(path)
     with opened(path) as fd:
@@ -84,12 +84,16 @@ def parse_header(path: Path | str) -> SafetensorsHeader:
             raise CheckpointError(path, f"not a safetensors file: {size} bytes are too few")
         length = int.from_bytes(read_bytes(fd, 0, 8, path), "little")
         if length > size - 8:
-            raise CheckpointError(path, f"header of {length} bytes in a file of {size}: truncated or not safetensors")
+            raise CheckpointError(path, f"header of {length} bytes in a file of {size}: cut off or not safetensors")
         if length > MAX_HEADER_BYTES:
             raise CheckpointError(path, f"header of {length} bytes; at most {MAX_HEADER_BYTES} are accepted")
         text = read_bytes(fd, 8, length, path)
     try:
-        entries = _parse_json(text)
+        if not text.startswith(b"{"):
+            raise _Refused("header does not begin with '{'")
+        if text.count(b'"dtype"') > MAX_TENSORS:
+            raise _Refused(f"more than {MAX_TENSORS} tensors")
+        entries = _strict_json(text)
         metadata = _metadata(entries.pop("__metadata__", {}))
         tensors = {name: _span(name, entry, 8 + length) for name, entry in entries.items()}
         _check_tiling(tensors, 8 + length, size)
@@ -115,7 +119,7 @@ def read_span(source: int | Path | str, span: TensorSpan, path: Path | str | Non
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a regular file. Raises CheckpointError for what cannot be opened or is something else."""
+    """A descriptor of a regular file. Raises CheckpointError where there is none or it cannot be opened."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
     except OSError as error:
@@ -150,28 +154,33 @@ def read_into(fd: int, start: int, buffer: memoryview, path: Path) -> None:
         done += n
 
 
-def _parse_json(text: bytes) -> dict[str, Any]:
-    if not text.startswith(b"{"):
-        raise _Refused("header does not begin with '{'")
-    if text.count(b'"dtype"') > MAX_TENSORS:
-        raise _Refused(f"more than {MAX_TENSORS} tensors")
-    return parse_strict_json(text)
+def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    """A small JSON file that must be an object, by the same rules as a header. Raises CheckpointError."""
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        if size > max_bytes:
+            raise CheckpointError(path, f"{size} bytes; at most {max_bytes} are accepted")
+        text = read_bytes(fd, 0, size, path)
+    try:
+        return _strict_json(text)
+    except _Refused as refused:
+        raise CheckpointError(path, str(refused)) from None
 
 
-def parse_strict_json(text: bytes) -> dict[str, Any]:
+def _strict_json(text: bytes) -> dict[str, Any]:
     """A JSON object with unique keys and integers below 2^48; no NaN. Raises _Refused."""
     try:
         value = json.loads(
             text.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_no_constant
         )
     except UnicodeDecodeError:
-        raise _Refused("header is not UTF-8") from None
+        raise _Refused("JSON is not UTF-8") from None
     except RecursionError:
-        raise _Refused("header is nested too deeply") from None
+        raise _Refused("JSON is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise _Refused(f"header is not JSON: {error.msg} at byte {error.pos}") from None
+        raise _Refused(f"not JSON: {error.msg} at byte {error.pos}") from None
     if not isinstance(value, dict):
-        raise _Refused("header is not a JSON object")
+        raise _Refused("not a JSON object")
     return value
 
 
