@@ -1,0 +1,94 @@
+"""The command as a person types it: instant help, answers on golden files, one clear line and code 2 for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+CKPT = GOLDEN / "tiny-grok1" / "ckpt-0"
+
+
+def libremoe(*args: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "libremoe.cli", *map(str, args)], input=stdin, capture_output=True,
+                          text=True, timeout=120, env={**os.environ, **env})
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from libremoe.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "convert", "verify", "inspect", "make-tiny"])
+def test_every_command_explains_itself(command: str) -> None:
+    answer = libremoe(command, "--help")
+    assert answer.returncode == 0 and "usage: libremoe" in answer.stdout
+
+
+def test_run_continues_ids_greedily_as_the_release_does() -> None:
+    with np.load(GOLDEN / "tiny-grok1" / "golden.npz") as data:
+        prompt, want = data["f32/p7/tokens"], data["f32/p7/dec_tokens"]
+    answer = libremoe("run", CKPT, "--ids", ",".join(map(str, prompt)), "--temperature", 0, "--max-tokens", 16, "--json")
+    assert answer.returncode == 0, answer.stderr
+    whole = json.loads(answer.stdout.splitlines()[-1])
+    assert whole["tokens"] == want.tolist()
+    assert whole["finish_reason"] == "length"
+
+
+def test_run_reads_standard_input_and_counts_bytes_as_tokens() -> None:
+    answer = libremoe("run", CKPT, "--tokenizer", "bytes", "--temperature", 0, "--max-tokens", 4, "--stats", stdin="Hi")
+    assert answer.returncode == 0, answer.stderr
+    assert "tokens/s" in answer.stderr
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    args = ("run", CKPT, "--ids", "5,6,7", "--seed", 3, "--temperature", 1, "--max-tokens", 12)
+    assert libremoe(*args).stdout == libremoe(*args).stdout
+
+
+@pytest.mark.parametrize("args,says", [
+    (("run", "nowhere", "x"), "nowhere: no such file or folder"),
+    (("run", GOLDEN / "tokenizer", "x"), "no model found"),
+    (("run", CKPT, "x"), "--tokenizer"),
+    (("run", CKPT, "x", "--ids", "1"), "not both"),
+    (("run", CKPT, "--ids", "one"), "--ids takes whole numbers"),
+    (("run", CKPT, "--ids", "99999"), "99999"),
+    (("run", CKPT, "--ids", "5", "--temperature", "-1"), "temperature"),
+    (("run", CKPT, "--ids", "5", "--top-p", "nan"), "top_p"),
+    (("run", CKPT, "--ids", "5", "--max-tokens", "100000"), "context"),
+    (("convert", CKPT, CKPT, "--format", "int8"), "ckpt-0"),
+    (("verify", CKPT), "manifest"),
+    (("inspect", Path(__file__)), "not a model"),
+])
+def test_a_mistake_gets_one_line_and_code_2(args: tuple, says: str) -> None:
+    answer = libremoe(*args)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("libremoe: ") and len(answer.stderr.strip().splitlines()) == 1
+    assert says in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_an_unknown_backend_is_named() -> None:
+    answer = libremoe("run", CKPT, "--ids", "5", LIBREMOE_OPS="gpu")
+    assert answer.returncode == 2 and "LIBREMOE_OPS=gpu" in answer.stderr
+
+
+def test_convert_then_run_int4(tmp_path: Path) -> None:
+    done = libremoe("convert", CKPT, tmp_path / "int4", "--format", "int4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert libremoe("verify", tmp_path / "int4").returncode == 0
+    answer = libremoe("run", tmp_path / "int4", "--ids", "5,6,7", "--max-tokens", 5, "--temperature", 0)
+    assert answer.returncode == 0 and len(answer.stdout.split()) == 5
+
+
+def test_make_tiny_inspect_and_run(tmp_path: Path) -> None:
+    assert libremoe("make-tiny", tmp_path / "tiny").returncode == 0
+    found = json.loads(libremoe("inspect", tmp_path / "tiny", "--json").stdout)
+    assert found["parameters"]["total"] > found["parameters"]["active"] > 0
+    answer = libremoe("run", tmp_path / "tiny", "Hello", "--max-tokens", 8)
+    assert answer.returncode == 0, answer.stderr
