@@ -5,27 +5,23 @@ Not here: text (language_model.py, server/), threads and event loops (threaded.p
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from libremoe.batch import Batch, KVCache
-from libremoe.config import ModelConfig
-from libremoe.engine.sequence import Constraint, FinishReason, Output, Sequence
+from libremoe.batch import BLOCK_SIZE, Batch, KVCache
+from libremoe.engine.kv_cache import BlockAllocator, hash_blocks
+from libremoe.engine.runner import Model, Runner
+from libremoe.engine.scheduler import Scheduler
+from libremoe.engine.sequence import Constraint, FinishReason, Output, QueueFull, Sequence
+from libremoe.errors import LibremoeError
+from libremoe.memory import available_bytes
+from libremoe.sampling import SamplingParams, with_seed
 
-if TYPE_CHECKING:
-    from libremoe.sampling import SamplingParams
-
-
-class Model(Protocol):
-    """What the engine needs of a network; tests pass a stub."""
-
-    config: ModelConfig
-
-    def __call__(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor: ...
-
-    def hidden(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor: ...
+QUEUE_CONTEXTS = 32  # by default the queue holds the tokens of this many full contexts
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Stats:
     blocks: int  # of the KV cache, in all
     blocks_used: int  # held by a sequence
     blocks_cached: int  # held by none, still there to be shared
-    prefix_lookup_tokens: int  # prompt tokens that were looked up in the prefix cache
+    prefix_lookup_tokens: int  # tokens that were looked up in the prefix cache
     prefix_hit_tokens: int  # and those that were found
     prompt_tokens: int  # computed, recomputed ones included
     generated_tokens: int
@@ -68,14 +64,37 @@ class Engine:
         max_waiting_tokens: int | None = None,
         share_prefixes: bool = True,
     ):
-        """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of 64
-        tokens; else kv_bytes; else what max_running whole contexts need, but at most a quarter of the free memory.
+        """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of
+        64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of the free memory.
         eos_ids: ids that end a text; config.eos_id by default. step_tokens: most tokens computed in one step.
         max_waiting, max_waiting_tokens: bounds of the queue (tokens: prompts plus the most they may generate).
 
-        Raises LibremoeError where the cache would not hold one block.
+        Raises LibremoeError where the cache would not hold one block or step_tokens is less than max_running.
         """
-        raise RuntimeError
+        config = model.config
+        if not 0 < max_running <= step_tokens:
+            raise LibremoeError(f"max_running {max_running} must be at least 1 and at most step_tokens {step_tokens}")
+        kv_dtype = kv_dtype or getattr(model, "dtype", torch.float32)
+        block_bytes = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
+        if n_blocks is None:
+            wanted = max_running * -(-config.context_len // BLOCK_SIZE)
+            budget = available_bytes() // 4 if kv_bytes is None else kv_bytes
+            n_blocks = min(wanted, budget // block_bytes)
+        if n_blocks < 1:
+            raise LibremoeError(f"no room for a KV cache: one block of {BLOCK_SIZE} tokens needs {block_bytes} bytes")
+        self.model, self.config = model, config
+        self.kv = KVCache(config, n_blocks, kv_dtype)
+        self.max_waiting = max_waiting
+        self.max_waiting_tokens = max_waiting_tokens or QUEUE_CONTEXTS * config.context_len
+        if eos_ids is None:
+            eos_ids = frozenset() if config.eos_id is None else frozenset([config.eos_id])
+        self.scheduler = Scheduler(BlockAllocator(n_blocks, share_prefixes), eos_ids, max_running, step_tokens)
+        self.runner = Runner(model, self.kv)
+        self.max_tokens = min(config.context_len, n_blocks * BLOCK_SIZE)  # of one sequence, prompt included
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()  # the scheduler's state; held for moments, never while the model runs
+        self._steps = 0
+        self._tokens_per_s = 0.0
 
     def add(
         self,
@@ -88,35 +107,115 @@ class Engine:
     ) -> Sequence:
         """Queue a request; its outputs come from step(), marked with the sequence's id.
 
-        prompt_logprobs: k >= 0 asks for the log-probability of each prompt token and k alternatives. params.max_tokens 0
-        computes the prompt and generates nothing. deadline_s: how long it may wait for its turn.
-        Raises LibremoeError with the numbers where prompt + max_tokens can never fit, where the prompt is empty or an id
-        is outside the vocabulary; QueueFull (with retry_after_s) where the queue is full. Nothing is kept then.
+        prompt_logprobs: k >= 0 asks for the log-probability of each prompt token and k alternatives.
+        params.max_tokens 0 computes the prompt and generates nothing; None generates up to the end of the context.
+        deadline_s: how long it may wait for its turn.
+        Raises LibremoeError with the numbers where prompt + max_tokens can never fit, where the prompt is empty or
+        an id is outside the vocabulary; QueueFull (with retry_after_s) where the queue is full. Nothing is kept then.
         """
-        raise RuntimeError
+        params = with_seed(params or SamplingParams())
+        self._check_prompt(prompt)
+        for token in params.logit_bias:
+            if token >= self.config.vocab_size:
+                raise LibremoeError(f"logit_bias: token id {token} is outside the vocabulary of {self.config.vocab_size}")
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            max_tokens = max(1, self.max_tokens - len(prompt))
+        if len(prompt) + max_tokens > self.max_tokens:
+            limit = "the context of the model" if self.max_tokens == self.config.context_len else "the KV cache"
+            raise LibremoeError(f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}: together "
+                                f"{len(prompt) + max_tokens}, {limit} holds {self.max_tokens}")
+        if prompt_logprobs is not None and not 0 <= prompt_logprobs <= self.config.vocab_size:
+            raise LibremoeError(f"prompt_logprobs must be from 0 to {self.config.vocab_size}, not {prompt_logprobs}")
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        seq = Sequence(next(self._ids), list(prompt), params, max_tokens, constraint, prompt_logprobs, deadline)
+        if prompt_logprobs is not None:
+            seq.prompt_logprobs.append(None)  # nothing precedes the first token
+        if params.repetition_penalty != 1:
+            seq.prompt_counts.update(prompt)
+        hash_blocks(seq)
+        with self._lock:
+            self._check_queue(seq)
+            self.scheduler.waiting.append(seq)
+        return seq
 
     def cancel(self, seq: Sequence, reason: FinishReason = "cancelled") -> None:
         """End a sequence: the next step says so in an Output and frees its blocks. Nothing happens if it has ended."""
-        raise RuntimeError
+        seq.cancel_reason = reason
 
     def has_work(self) -> bool:
         """Whether step() would do anything."""
-        raise RuntimeError
+        return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[Output]:
-        """One step for every sequence that gets a turn."""
-        raise RuntimeError
+        """One step for every sequence that gets a turn; at most one output for each."""
+        began = time.monotonic()
+        with self._lock:
+            ended = self.scheduler.sweep()
+            works = self.scheduler.schedule()
+        results = self.runner.run(works)
+        with self._lock:
+            outputs = self.scheduler.commit(results)
+            self._count(sum(work.stop - work.start for work in works), time.monotonic() - began)
+        return ended + outputs
 
+    @torch.inference_mode()
     def embed(self, tokens: list[int]) -> torch.Tensor:
         """(D,) float32: mean over the tokens of the last hidden state after the final norm, without the cache.
 
         Raises LibremoeError where the text is empty, longer than the context, or has ids outside the vocabulary.
         """
-        raise RuntimeError
+        self._check_prompt(tokens)
+        if len(tokens) > self.config.context_len:
+            raise LibremoeError(f"the text has {len(tokens)} tokens, the context holds {self.config.context_len}")
+        hidden_ND = self.model.hidden(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
+        return hidden_ND.float().mean(0)
 
-    def abort(self, error: str) -> list[Output]:
-        """End every sequence with this error and free the whole cache; the engine can go on."""
-        raise RuntimeError
+    def abort(self, error: str, reason: FinishReason = "error") -> list[Output]:
+        """End every sequence at once, with this error; the engine can go on."""
+        with self._lock:
+            s = self.scheduler
+            return [s.finish(seq, reason, error) for seq in [*s.waiting, *s.running]]
 
     def stats(self) -> Stats:
-        raise RuntimeError
+        with self._lock:
+            s = self.scheduler
+            return Stats(
+                waiting=len(s.waiting), waiting_tokens=self._waiting_tokens(), running=len(s.running),
+                blocks=s.blocks.n_blocks, blocks_used=s.blocks.n_used, blocks_cached=s.blocks.n_idle,
+                prefix_lookup_tokens=s.blocks.lookup_tokens, prefix_hit_tokens=s.blocks.hit_tokens,
+                prompt_tokens=s.prompt_tokens, generated_tokens=s.generated_tokens, preemptions=s.preemptions,
+                steps=self._steps, finished=dict(s.finished), tokens_per_s=self._tokens_per_s,
+            )
+
+    def _check_prompt(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise LibremoeError("the prompt is empty: at least one token is needed")
+        lowest, highest = min(prompt), max(prompt)
+        if lowest < 0 or highest >= self.config.vocab_size:
+            bad = lowest if lowest < 0 else highest
+            raise LibremoeError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+
+    def _check_queue(self, seq: Sequence) -> None:
+        n_waiting, n_tokens = len(self.scheduler.waiting), self._waiting_tokens()
+        if n_waiting == 0 and self.max_waiting > 0:
+            return  # what fits the cache is never refused by an empty queue
+        if n_waiting >= self.max_waiting:
+            raise QueueFull(f"the queue is full: {n_waiting} requests wait, {self.max_waiting} may",
+                            self._retry_after_s(n_tokens))
+        if n_tokens + seq.num_reserved > self.max_waiting_tokens:
+            raise QueueFull(f"the queue is full: {n_tokens} tokens wait, this request has {seq.num_reserved}, "
+                            f"{self.max_waiting_tokens} may", self._retry_after_s(n_tokens))
+
+    def _waiting_tokens(self) -> int:
+        return sum(seq.num_reserved for seq in self.scheduler.waiting)
+
+    def _retry_after_s(self, n_tokens: int) -> float:
+        """Time in which half of the waiting tokens are done at the present rate, within 1 s and 10 minutes."""
+        return min(600.0, max(1.0, n_tokens / 2 / max(self._tokens_per_s, 1.0)))
+
+    def _count(self, n_tokens: int, seconds: float) -> None:
+        self._steps += 1
+        if n_tokens and seconds > 0:
+            rate = n_tokens / seconds
+            self._tokens_per_s = rate if not self._tokens_per_s else 0.9 * self._tokens_per_s + 0.1 * rate

@@ -1,14 +1,19 @@
-"""One request's whole state (Sequence), and what a step says about it (Output). Others move this state, none mirror it."""
+"""One request's whole state (Sequence), and what a step says about it (Output).
+
+Others move this state, none mirror it.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 
 from libremoe.errors import LibremoeError
+
 if TYPE_CHECKING:
     from libremoe.sampling import SamplingParams
 
@@ -17,7 +22,7 @@ Status = Literal["waiting", "running", "finished"]
 
 
 class QueueFull(LibremoeError):
-    """Too many requests, or too many of their tokens, wait already. retry_after_s: when to try again, an estimate."""
+    """Too many requests, or too many of their tokens, wait already. retry_after_s: an estimate of when to try again."""
 
     def __init__(self, reason: str, retry_after_s: float):
         self.retry_after_s = retry_after_s
@@ -34,8 +39,7 @@ class Constraint(Protocol):
         """The token that was sampled."""
 
 
-@dataclass(frozen=True)
-class Logprob:
+class Logprob(NamedTuple):
     """Natural logarithm of a token's probability, and the most probable tokens there, best first."""
 
     token: int
@@ -47,10 +51,11 @@ class Logprob:
 class Output:
     """What one step did for one sequence: at most one token, and possibly its end.
 
-    token: None where the sequence ended without one (cancelled, deadline, error, or max_tokens 0). A token that ended the
-    sequence by being an end-of-text id is given too, with finish_reason "stop". logprob, top: where params.logprobs asks.
-    prompt_logprobs: with the first output, where they were asked for: one per prompt token, the first is None.
-    error: a sentence, where finish_reason is "error" or "deadline". After an output with a finish_reason comes no other.
+    token: None where the sequence ended without one (cancelled, deadline, error, or max_tokens 0). An end-of-text id
+    that ended the sequence is given too, with finish_reason "stop". logprob, top: where params.logprobs asks.
+    prompt_logprobs: with the first output, where asked for: one per prompt token, the first is None.
+    error: a sentence, where finish_reason is "error" or "deadline".
+    After an output with a finish_reason comes no other.
     """
 
     seq_id: int
@@ -68,7 +73,7 @@ class Sequence:
 
     id: int
     prompt_ids: list[int]
-    params: SamplingParams
+    params: SamplingParams  # with a seed
     max_tokens: int  # params.max_tokens, or what was left of the context
     constraint: Constraint | None = None
     n_prompt_logprobs: int | None = None  # None: not asked for; 0: without alternatives
@@ -78,12 +83,16 @@ class Sequence:
     status: Status = "waiting"
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)  # of output_ids, where params.logprobs asks
-    prompt_logprobs: list[Logprob | None] = field(default_factory=list)  # of prompt_ids, as far as they are computed
+    prompt_logprobs: list[Logprob | None] = field(default_factory=list)  # as far as they are computed
+    prompt_counts: Counter[int] = field(default_factory=Counter)  # token -> how often, where a penalty asks for it
+    output_counts: Counter[int] = field(default_factory=Counter)
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the full blocks of tokens so far
     num_cached: int = 0  # tokens whose keys and values are in the cache
-    num_shared: int = 0  # of these, how many prompt tokens another sequence had computed, at first admission
+    num_shared: int = 0  # of these, how many prompt tokens others had computed, when it first ran
     num_preempted: int = 0  # how often it was put back
+    began: bool = False  # whether it ever ran
+    cancel_reason: FinishReason | None = None  # set by cancel(), obeyed by the next step
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -96,7 +105,12 @@ class Sequence:
         """Tokens still to compute: 1 when decoding, more when prefilling."""
         return self.num_tokens - self.num_cached
 
+    @property
+    def num_reserved(self) -> int:
+        """The most tokens it can come to have."""
+        return len(self.prompt_ids) + self.max_tokens
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Ids at positions start:stop, of the prompt and what followed."""
-        n_prompt = len(self.prompt_ids)
-        return self.prompt_ids[start:stop] + self.output_ids[max(start - n_prompt, 0) : max(stop - n_prompt, 0)]
+        n = len(self.prompt_ids)
+        return self.prompt_ids[start:stop] + self.output_ids[max(start - n, 0) : max(stop - n, 0)]

@@ -1,0 +1,128 @@
+"""Runs the work of one step: one flat batch through the model, then one draw for each sequence that is due a token.
+
+An exception that belongs to one sequence (its constraint, its draw) becomes its Result's error. One from the model is
+nobody's yet: every sequence is then run again alone, and only those that fail alone end. Running again is safe, because
+a step writes the same keys and values to the same places.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Rows
+from typing import Protocol
+
+import torch
+
+from libremoe.batch import Batch, KVCache
+from libremoe.config import ModelConfig
+from libremoe.engine.kv_cache import num_blocks
+from libremoe.engine.scheduler import Result, Work
+from libremoe.engine.sequence import Logprob, Sequence
+from libremoe.errors import LibremoeError
+from libremoe.sampling import Sampled, sample
+
+log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What the engine needs of a network; tests pass a stub."""
+
+    config: ModelConfig
+
+    def __call__(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor: ...
+
+    def hidden(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor: ...
+
+
+class Runner:
+    def __init__(self, model: Model, kv: KVCache):
+        self.model, self.kv = model, kv
+
+    @torch.inference_mode()
+    def run(self, works: list[Work]) -> list[Result]:
+        """A result for each work, in order. Raises nothing that a sequence or the model can cause."""
+        if not works:
+            return []
+        try:
+            logits_MV = self._forward(works)
+        except Exception as error:  # a batch's failure must not end sequences that have no part in it
+            if len(works) > 1:
+                log.exception("a batch of %d sequences failed; each is tried alone", len(works))
+                return [result for work in works for result in self.run([work])]
+            log.exception("the model failed on sequence %d", works[0].seq.id)
+            return [Result(works[0], error=_sentence(error))]
+        results, row = [], 0
+        for work in works:
+            n_rows = len(_rows(work))
+            results.append(self._result(work, logits_MV[row : row + n_rows]))
+            row += n_rows
+        return results
+
+    def _forward(self, works: list[Work]) -> torch.Tensor:
+        """(M, V) float32: the rows that _rows names, work after work."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        starts = [0]
+        for work in works:
+            rows += [starts[-1] + position - work.start for position in _rows(work)]
+            tokens += work.seq.tokens(work.start, work.stop)
+            positions += range(work.start, work.stop)
+            starts.append(len(tokens))
+        tables = [work.seq.block_table[: num_blocks(work.stop)] for work in works]
+        batch = Batch(starts, torch.tensor(positions), [work.stop for work in works], tables,
+                      torch.tensor(rows, dtype=torch.int64))
+        return self.model(torch.tensor(tokens), batch, self.kv)
+
+    def _result(self, work: Work, logits_MV: torch.Tensor) -> Result:
+        seq = work.seq
+        try:
+            prompt_logprobs = _prompt_logprobs(work, logits_MV)
+            if not work.is_last or seq.max_tokens == 0:
+                return Result(work, prompt_logprobs=prompt_logprobs)
+            return Result(work, _draw(seq, logits_MV[-1]), prompt_logprobs)
+        except Exception as error:  # constraints are not ours, and a mask may leave nothing to draw
+            log.exception("sequence %d failed", seq.id)
+            return Result(work, error=_sentence(error))
+
+
+def _draw(seq: Sequence, logits_V: torch.Tensor) -> Sampled:
+    mask = None if seq.constraint is None else seq.constraint.mask()
+    sampled = sample(logits_V, seq.params, len(seq.output_ids), seq.prompt_counts, seq.output_counts, mask)
+    if seq.constraint is not None:
+        seq.constraint.accept(sampled.token)
+    return sampled
+
+
+def _first_row(work: Work) -> int:
+    """The first position of this work whose logits say something that is still wanted about the prompt."""
+    return max(work.start, len(work.seq.prompt_logprobs) - 1)
+
+
+def _rows(work: Work) -> Rows[int]:
+    """Positions whose logits are wanted: those before each prompt token that is to be scored, and the last."""
+    scored = range(0)
+    if work.seq.n_prompt_logprobs is not None:
+        scored = range(_first_row(work), min(work.stop, len(work.seq.prompt_ids) - 1))
+    return [*scored, work.stop - 1] if work.is_last else scored
+
+
+def _prompt_logprobs(work: Work, logits_MV: torch.Tensor) -> tuple[Logprob, ...]:
+    """Of the prompt tokens that follow the rows of this work; a row at a time, since V may be large."""
+    seq = work.seq
+    if seq.n_prompt_logprobs is None:
+        return ()
+    scored = []
+    for logits_V, position in zip(logits_MV, range(_first_row(work), len(seq.prompt_ids) - 1), strict=False):
+        if position >= work.stop:
+            break
+        logprobs_V = logits_V.log_softmax(-1)
+        token = seq.prompt_ids[position + 1]
+        values, ids = logprobs_V.topk(seq.n_prompt_logprobs)
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        scored.append(Logprob(token, float(logprobs_V[token]), top))
+    return tuple(scored)
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, LibremoeError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,172 @@
+"""Whose turn it is. Every step computes one token of each running sequence that decodes, and fills what is left of its
+token budget with pieces of prompts; new sequences join as soon as their present tokens have room in the cache.
+
+When a decoding sequence finds no free block, the newest running one is put back: its blocks are freed and its tokens,
+which do not change, are computed again later. The oldest therefore always advances, and since no sequence is let in
+that could not have the whole cache, every sequence ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from libremoe.batch import BLOCK_SIZE
+from libremoe.engine.kv_cache import BlockAllocator
+from libremoe.engine.sequence import FinishReason, Logprob, Output, Sequence
+from libremoe.sampling import Sampled
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sequence's turn: compute its tokens start:stop, and sample the next one if these are all it has."""
+
+    seq: Sequence
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.seq.num_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a Work: a token where it was the last piece, or an error."""
+
+    work: Work
+    sampled: Sampled | None = None
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    error: str | None = None
+
+
+class Scheduler:
+    def __init__(self, blocks: BlockAllocator, eos_ids: frozenset[int], max_running: int, step_tokens: int):
+        self.blocks, self.eos_ids = blocks, eos_ids
+        self.max_running, self.step_tokens = max_running, step_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in the order in which they were let in
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.finished: Counter[FinishReason] = Counter()
+
+    def sweep(self) -> list[Output]:
+        """End what was cancelled, and what waited beyond its deadline without ever running."""
+        outputs = []
+        for seq in [*self.waiting, *self.running]:
+            if seq.cancel_reason is not None:
+                outputs.append(self.finish(seq, seq.cancel_reason))
+            elif seq.deadline is not None and not seq.began and time.monotonic() > seq.deadline:
+                waited = time.monotonic() - seq.arrived
+                outputs.append(self.finish(seq, "deadline", f"the request waited {waited:.1f} s for its turn"))
+        return outputs
+
+    def schedule(self) -> list[Work]:
+        """The work of one step, at most step_tokens tokens, oldest sequences first within each of the three parts."""
+        works: list[Work] = []
+        preemptions = self.preemptions
+        for seq in list(self.running):  # decode
+            if seq.status == "running" and seq.num_uncached == 1 and self._make_room(seq):
+                works.append(Work(seq, seq.num_cached, seq.num_tokens))
+        budget = self.step_tokens - len(works)
+        for seq in self.running:  # prompts that were begun
+            if seq.num_uncached > 1 and budget > 0:
+                works.append(self._piece(seq, budget))
+                budget -= works[-1].stop - works[-1].start
+        if self.preemptions > preemptions:
+            return works  # blocks are short: nobody joins in this step
+        coming = {hash for seq in self.running for hash in self._unpublished(seq)}
+        for seq in list(self.waiting):  # new ones
+            if budget <= 0 or len(self.running) >= self.max_running:
+                break
+            shared = self.blocks.shared_prefix(seq)
+            if self.blocks.next_missing(seq, shared) in coming:
+                continue  # a running sequence is about to compute the same block: share it in a moment
+            if not self.blocks.can_allocate(seq, shared):
+                break  # none overtakes it, or a long prompt would wait for ever
+            self._admit(seq, shared)
+            coming.update(self._unpublished(seq))
+            works.append(self._piece(seq, budget))
+            budget -= works[-1].stop - works[-1].start
+        return works
+
+    def commit(self, results: list[Result]) -> list[Output]:
+        """Write the results of a step into their sequences, and say what is new."""
+        return [output for result in results if (output := self._commit(result)) is not None]
+
+    def finish(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> Output:
+        """End a sequence that gets no token in this step, and free its blocks."""
+        self._end(seq, reason, error)
+        return Output(seq.id, finish_reason=reason, error=error)
+
+    def _commit(self, result: Result) -> Output | None:
+        seq, work = result.work.seq, result.work
+        if result.error is not None:
+            return self.finish(seq, "error", result.error)
+        was_last = work.is_last
+        self.prompt_tokens += max(0, min(work.stop, len(seq.prompt_ids)) - work.start)
+        self.blocks.publish(seq, work.start, work.stop)
+        seq.num_cached = work.stop
+        if result.prompt_logprobs:
+            seq.prompt_logprobs += result.prompt_logprobs
+        if not was_last:
+            return None
+        is_first = not seq.output_ids and seq.n_prompt_logprobs is not None
+        prompt_logprobs = tuple(seq.prompt_logprobs) if is_first else None
+        sampled = result.sampled
+        if sampled is None:  # max_tokens 0
+            self._end(seq, "length")
+            return Output(seq.id, finish_reason="length", prompt_logprobs=prompt_logprobs)
+        seq.output_ids.append(sampled.token)
+        seq.output_counts[sampled.token] += 1
+        self.generated_tokens += 1
+        top = tuple(sampled.top)
+        if sampled.logprob is not None:
+            seq.logprobs.append(Logprob(sampled.token, sampled.logprob, top))
+        if sampled.token in self.eos_ids and not seq.params.ignore_eos:
+            self._end(seq, "stop")
+        elif len(seq.output_ids) >= seq.max_tokens:
+            self._end(seq, "length")
+        return Output(seq.id, sampled.token, sampled.logprob, top, seq.finish_reason, None, prompt_logprobs)
+
+    def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        if seq.status == "running":
+            self.running.remove(seq)
+        else:
+            self.waiting.remove(seq)
+        self.blocks.release(seq)
+        seq.status, seq.finish_reason, seq.error = "finished", reason, error
+        self.finished[reason] += 1
+
+    def _make_room(self, seq: Sequence) -> bool:
+        """A place for the newest token of seq, putting back the newest sequences; False where that was seq itself."""
+        while not self.blocks.can_grow(seq):
+            newest = self.running[-1]
+            self._preempt(newest)
+            if newest is seq:
+                return False
+        self.blocks.grow(seq)
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self.blocks.release(seq)
+        seq.status = "waiting"
+        seq.num_preempted += 1
+        self.preemptions += 1
+        self.waiting.appendleft(seq)
+
+    def _admit(self, seq: Sequence, shared: list[int]) -> None:
+        self.waiting.remove(seq)
+        self.blocks.allocate(seq, shared)
+        self.running.append(seq)
+        seq.status, seq.began = "running", True
+
+    def _piece(self, seq: Sequence, budget: int) -> Work:
+        return Work(seq, seq.num_cached, min(seq.num_cached + budget, seq.num_tokens))
+
+    def _unpublished(self, seq: Sequence) -> list[bytes]:
+        """Hashes of the full blocks that a running sequence has still to compute."""
+        return seq.block_hashes[seq.num_cached // BLOCK_SIZE :]
