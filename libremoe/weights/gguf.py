@@ -35,7 +35,8 @@ _LAYER = {
     "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "attn_post_norm": "attn_output_norm",
     "ffn_post_norm": "layer_output_norm",
 }  # fmt: skip
-_POST_FFN_NORM = "post_ffw_norm"  # newer files' name of layer_output_norm; llama.cpp takes either
+# llama.cpp takes either name of the last norm; experts lay apart in files from before April 2024.
+_OTHER_NAMES = (("layer_output_norm", "post_ffw_norm"), ("_exps.", ".{e}."))
 _SKIPPED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight", re.ASCII)  # rotary buffers of old conversions
 
 
@@ -220,7 +221,11 @@ def _match(path: Path, config: ModelConfig, stored: dict[str, GGUFTensor]) -> di
     """Our name -> place. Raises CheckpointError naming a missing or left-over tensor."""
     places, used = {}, set()
     for name in parameter_names(config):
-        gguf_name, e = _gguf_name(config, name, stored)
+        gguf_name, e = tensor_name(config, name)
+        for older, newer in _OTHER_NAMES:
+            other = gguf_name.replace(older, newer.format(e=e))
+            if other != gguf_name and other in stored:
+                gguf_name, e = other, None
         if gguf_name not in stored:
             raise CheckpointError(path, f"tensor {gguf_name} is missing")
         used.add(gguf_name)
@@ -252,19 +257,15 @@ def _paired(config: ModelConfig, name: str) -> int:
     return {"q": config.n_heads, "k": config.n_kv_heads}.get(name.rsplit(".", 2)[-2], 0)
 
 
-def _gguf_name(config: ModelConfig, name: str, stored: dict[str, GGUFTensor]) -> tuple[str, int | None]:
-    """The tensor that holds ours, and which expert of the stack, None where it is no stack."""
+def tensor_name(config: ModelConfig, name: str) -> tuple[str, int | None]:
+    """The GGUF tensor that holds ours in a new file, and which expert of the stack, None where it is no stack."""
     if name in _GLOBAL:
         return _GLOBAL[name], None
     _, layer, rest = name.removesuffix(".weight").split(".", 2)
     prefix = f"blk.{layer}"
     if not rest.startswith("experts."):
-        newer = f"{prefix}.{_POST_FFN_NORM}.weight"
-        if rest == "ffn_post_norm" and newer in stored:
-            return newer, None
         return f"{prefix}.{_LAYER[rest]}.weight", None
     _, e, part = rest.split(".")
     if not config.is_moe:
         return f"{prefix}.ffn_{part}.weight", None
-    single = f"{prefix}.ffn_{part}.{e}.weight"  # files from before March 2024
-    return (single, None) if single in stored else (f"{prefix}.ffn_{part}_exps.weight", int(e))
+    return f"{prefix}.ffn_{part}_exps.weight", int(e)
