@@ -115,8 +115,8 @@ def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journ
     tokenizer, others = _tokenizer(reader), {}
     if tokenizer is not None:
         others[tokenizer[0]] = write_small(dst / tokenizer[0], tokenizer[1])
-    about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence, "source": reader.kind,
-             "tokenizer": tokenizer[0] if tokenizer else None, "random": random}
+    about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence,
+             "source": reader.kind, "tokenizer": tokenizer[0] if tokenizer else None, "random": random}
     complete(dst, about, {file: done[file] for file in plans}, others)
     (dst / JOURNAL).unlink()
     sync_folder(dst)
@@ -135,7 +135,7 @@ def _plan(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def _tokenizer(reader: Reader) -> tuple[str, bytes] | None:
-    """File name and content of the tokenizer that belongs to the model, be it beside it or, in a GGUF, inside."""
+    """File name and content of the model's tokenizer, be it beside the weights or, in a GGUF, inside."""
     if reader.tokenizer is not None:
         return reader.tokenizer.name, reader.tokenizer.read_bytes()
     if isinstance(reader, GGUFReader) and (inside := reader.tokenizer_bytes()) is not None:
@@ -147,14 +147,14 @@ def target_format(name: str, stored: str, format: str, head: str | None) -> str:
     """The format of one weight in the result. stored: its format in the source, as TensorEntry has it."""
     kept = stored if stored in PLAIN or stored in FORMATS else "f32"  # other formats are read as float32
     if name in ("embed.weight", "head.weight"):
-        return head or (kept if format in ("bf16", "int8") else "int8")
+        return head or ("int8" if format in ("int4", "int3", "int2") else kept)
     if name.endswith(("norm.weight", "router.weight")):
         return kept
     return format
 
 
 def _layout(reader: Reader, name: str, format: str, head: str | None) -> WeightLayout:
-    """How a weight will be stored. Groups and scales of a weight that is carried over are those of the source."""
+    """How a weight will be stored. A weight that is carried over keeps its groups and scales."""
     entry = reader.entry(name)
     target = target_format(name, entry.format, format, head)
     if target in PLAIN:
@@ -184,7 +184,7 @@ def _fill(layouts: list[WeightLayout], weights: list[Weight], name: str, reader:
     for layout, where, weight in zip(layouts, places, weights, strict=True):
         carried = isinstance(weight, QuantTensor) and weight.format == layout.format
         if carried and WeightLayout.of(weight) != layout:
-            raise CheckpointError(reader.entry(name).file, f"{name} has other groups or scales than its neighbours")
+            raise CheckpointError(reader.entry(name).file, f"{name} has other groups than planned")
         _store(weight, view(layout, where, buffer))
     return buffer
 
@@ -247,11 +247,12 @@ def _resume(dst: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(path, "not the record of a conversion; remove the folder and begin again")
     different = [key for key in arguments if begun.get(key) != arguments[key]]
     if different:
-        raise LibremoeError(f"{dst}: a conversion with another {' and '.join(different)} was begun here; continue "
-                            "with the same arguments and source, or remove the folder")
+        raise LibremoeError(f"{dst}: a conversion with another {' and '.join(different)} was begun here; "
+                            "continue with the same arguments and source, or remove the folder")
     for leftover in dst.glob("*" + PARTIAL):  # its space is needed again
         leftover.unlink()
-    return {"arguments": arguments, "files": {n: record for n, record in files.items() if _is_whole(dst / n, record)}}
+    whole = {name: record for name, record in files.items() if _is_whole(dst / name, record)}
+    return {"arguments": arguments, "files": whole}
 
 
 def _is_whole(path: Path, record: Any) -> bool:
@@ -264,7 +265,7 @@ def _is_whole(path: Path, record: Any) -> bool:
 
 
 def _identity(reader: Reader) -> dict[str, Any]:
-    """What must be the same when a conversion goes on: the source's configuration, and its files as they are."""
+    """What must be the same when a conversion goes on: the source's configuration and its files."""
     files = {}
     for name in reader.names():
         path = reader.entry(name).file
@@ -278,5 +279,5 @@ def _identity(reader: Reader) -> dict[str, Any]:
 def _check_space(dst: Path, needed: int) -> None:
     free = shutil.disk_usage(dst).free
     if needed + _SPARE_BYTES > free:
-        raise LibremoeError(f"{dst}: needs {size_text(needed)} more, and {size_text(free)} are free on that disk; "
+        raise LibremoeError(f"{dst}: needs {size_text(needed)} more, and {size_text(free)} are free there; "
                             "free some space or give a folder on another disk")

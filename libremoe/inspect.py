@@ -11,6 +11,7 @@ import torch
 from libremoe.batch import KVCache
 from libremoe.config import ModelConfig
 from libremoe.progress import size_text
+from libremoe.tiny import is_random
 from libremoe.weights import Reader, open_checkpoint
 
 
@@ -37,7 +38,7 @@ def describe(reader: Reader, tensors: bool = False) -> dict[str, Any]:
     expert_bytes = sum(entry.nbytes for entry in entries if ".experts." in entry.name)
     found = {
         "path": str(reader.path), "kind": reader.kind, "family": config.family,
-        "random": bool(getattr(reader, "random", False)),
+        "random": is_random(reader),
         "parameters": config.n_params(), "active_parameters": config.n_active_params(),
         "bytes": sum(entry.nbytes for entry in entries), "formats": formats,
         "files": len({entry.file for entry in entries}),
@@ -52,7 +53,7 @@ def describe(reader: Reader, tensors: bool = False) -> dict[str, Any]:
 
 
 def _memory(config: ModelConfig, weight_bytes: int, expert_bytes: int) -> dict[str, int]:
-    """Estimates in bytes, weights as stored: all resident, and with experts streamed (those of two layers in memory).
+    """Estimates in bytes, weights as stored: all resident, and with the chosen experts of two layers.
 
     Two layers, because one computes while the experts of the next are read. The cache is bfloat16.
     """
@@ -62,8 +63,8 @@ def _memory(config: ModelConfig, weight_bytes: int, expert_bytes: int) -> dict[s
     n_experts = max(config.n_experts, 1)
     active = expert_bytes * max(config.n_experts_per_tok, 1) // (n_experts * config.n_layers)
     shared = weight_bytes - expert_bytes
-    return {"cache_bytes_per_token": per_token, "cache_bytes_full": cache, "resident_bytes": weight_bytes + cache,
-            "streamed_bytes": shared + 2 * active + cache}
+    return {"cache_bytes_per_token": per_token, "cache_bytes_full": cache,
+            "resident_bytes": weight_bytes + cache, "streamed_bytes": shared + 2 * active + cache}
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -89,7 +90,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
                if config["n_experts"] else "")
     lines = [
         ("model", f"{found['family']} ({found['kind']})" + (", random weights" if found["random"] else "")),
-        ("parameters", f"{_count(found['parameters'])}, of which {_count(found['active_parameters'])} active"),
+        ("parameters", f"{_count(found['parameters'])}, {_count(found['active_parameters'])} of them active"),
         ("layers", f"{config['n_layers']} of width {config['dim']}, {config['n_heads']} heads on "
                    f"{config['n_kv_heads']} key-value heads of {config['head_dim']}"),
         ("feed-forward", f"{config['hidden_dim']} wide, {config['activation']}{mixture}"),

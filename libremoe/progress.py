@@ -14,7 +14,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Use as `with Progress("converting", total_bytes) as bar: bar.advance(n)`; done and seconds stay readable.
+    """Use as `with Progress("converting", total_bytes) as bar: bar.advance(n)`; done stays readable.
 
     shown: False for no output at all, as with --json.
     """

@@ -1,4 +1,4 @@
-"""`libremoe make-tiny DST`: a model of the exact architecture with random weights, at any size and in any file format.
+"""`libremoe make-tiny DST`: a model of the exact architecture with random weights, at any size.
 
 For trying the program out, for tests and for benchmarks; its text is noise, and the files say so. A
 RandomReader is a reader like any other, so the writers of real models write these too. Each tensor has a
@@ -31,7 +31,7 @@ from libremoe.errors import LibremoeError
 from libremoe.experts import Expert, Weight
 from libremoe.progress import size_text
 from libremoe.quant import FORMATS, TILE_IN, TILE_OUT, QuantTensor, pack
-from libremoe.weights import TensorEntry, parameter_names
+from libremoe.weights import Reader, TensorEntry, parameter_names
 from libremoe.weights.gguf_writer import QUANTS as GGUF_QUANTS
 from libremoe.weights.gguf_writer import write_gguf
 from libremoe.weights.native_layout import PARTS, WeightLayout
@@ -39,15 +39,17 @@ from libremoe.weights.native_writer import PARTIAL, sync_folder, write_small
 
 SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")  # ids 0 to 3, as in the release's vocabulary
 MIN_VOCAB = len(SPECIAL_TOKENS) + 256
-OFFICIAL_SHARDS = 8  # the release was quantised in 8 pieces, so weights cut along their inputs have 8 scale rows
+OFFICIAL_SHARDS = 8  # pieces in which the release was quantised: a scale row for each
 NOTICE = "RANDOM-WEIGHTS.txt"
+_LICENCE = "none: random weights"
 _NOTICE_TEXT = "The weights of this model are random numbers (libremoe make-tiny). What it writes is noise.\n"
 
 
 def run(args: argparse.Namespace) -> int:
     """The command. args: dst, dims, layers, as_, format, seed, json. Exit status 0; 130 when interrupted."""
     try:
-        summary = make_tiny(args.dst, args.as_, args.dims, args.layers, args.format, args.seed, shown=not args.json)
+        summary = make_tiny(args.dst, args.as_, args.dims, args.layers, args.format, args.seed,
+                            shown=not args.json)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
@@ -59,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "tiny", layers: int | None = None,
-              format: str = "int8", seed: int = 0, shown: bool = False) -> dict[str, Any]:
+def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "tiny",
+              layers: int | None = None, format: str = "int8", seed: int = 0,
+              shown: bool = False) -> dict[str, Any]:
     """Write a random model to dst, which must not exist; returns the summary that --json prints.
 
     as_: "native" (formats: convert.TARGETS), "ckpt" (the official layout, which is int8) or "gguf"
@@ -101,6 +104,12 @@ def _check(dst: Path, as_: str, config: ModelConfig, format: str) -> None:
         raise LibremoeError(f"{dst}: exists; give another name or remove it")
 
 
+def is_random(reader: Reader) -> bool:
+    """Whether a model says of itself that make-tiny wrote it, in whichever format."""
+    beside = any((folder / NOTICE).is_file() for folder in (reader.path, reader.path.parent))
+    return beside or reader.licence == _LICENCE or bool(getattr(reader, "random", False))
+
+
 class RandomReader:
     """A reader (weights/__init__.py) whose weights are made when they are read.
 
@@ -112,7 +121,8 @@ class RandomReader:
     kind = "random weights"
     licence: str | None = None
 
-    def __init__(self, config: ModelConfig, format: str = "int8", seed: int = 0, tokenizer: Path | None = None):
+    def __init__(self, config: ModelConfig, format: str = "int8", seed: int = 0,
+                 tokenizer: Path | None = None):
         self.path = Path(f"random weights with seed {seed}")
         self.config = config
         self.format = format
@@ -128,11 +138,12 @@ class RandomReader:
         if name.endswith(("norm.weight", "router.weight")):
             return WeightLayout("f32", shape)
         if name in ("embed.weight", "head.weight"):
-            return WeightLayout("f32", shape) if self.format == "int8" else WeightLayout("int8", shape, 64, "bf16")
+            narrow = WeightLayout("int8", shape, 64, "bf16")
+            return WeightLayout("f32", shape) if self.format == "int8" else narrow
         group = FORMATS[self.format].groups[0]
         if self.format == "int8" and self.config.family == "grok-1":
-            cut_along_inputs = name.endswith(("attn.o.weight", "down.weight")) and shape[1] % OFFICIAL_SHARDS == 0
-            group = shape[1] // (OFFICIAL_SHARDS if cut_along_inputs else 1)
+            cut = name.endswith(("attn.o.weight", "down.weight")) and shape[1] % OFFICIAL_SHARDS == 0
+            group = shape[1] // (OFFICIAL_SHARDS if cut else 1)  # only weights cut along their inputs have 8
         return WeightLayout(self.format, shape, group, "bf16")
 
     def entry(self, name: str) -> TensorEntry:
@@ -158,7 +169,7 @@ class RandomReader:
 
 
 def _random_quant(rng: np.random.Generator, layout: WeightLayout, deviation: float) -> QuantTensor:
-    """Uniform codes made directly in the tiles layout, with scales that give the standard deviation wanted."""
+    """Uniform codes made directly in the tiles layout, with scales that give the deviation wanted."""
     fmt, (n_out, n_in) = FORMATS[layout.format], layout.shape
     words = rng.integers(0, 1 << 64, size=-(-layout.data_nbytes // 8), dtype=np.uint64)
     data = torch.from_numpy(words.view(np.uint8)[: layout.data_nbytes]).view(layout.data_shape())
@@ -193,7 +204,7 @@ def byte_tokenizer(vocab_size: int) -> str:
 
 
 def _byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself where printable, else one from 256 on."""
+    """The character that stands for each byte in byte-level BPE: itself, or one from 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -216,21 +227,21 @@ def _write_ckpt(dst: Path, reader: RandomReader, format: str, shown: bool) -> No
     from libremoe.weights.grok_writer import write_checkpoint
 
     with _whole_folder(dst, reader) as folder:
-        write_checkpoint(folder, reader)
+        write_checkpoint(folder, reader.config, reader.read)
 
 
 def _write_gguf(dst: Path, reader: RandomReader, format: str, shown: bool) -> None:
     """One file where dst ends in .gguf, else a folder that holds it, the tokenizer and the notice."""
     if dst.suffix == ".gguf":
-        write_gguf(dst, reader.config, reader.read, format, licence="none: random weights")
+        write_gguf(dst, reader.config, reader.read, format, licence=_LICENCE)
         return
     with _whole_folder(dst, reader) as folder:
-        write_gguf(folder / "model.gguf", reader.config, reader.read, format, licence="none: random weights")
+        write_gguf(folder / "model.gguf", reader.config, reader.read, format, licence=_LICENCE)
 
 
 @contextlib.contextmanager
 def _whole_folder(dst: Path, reader: RandomReader) -> Iterator[Path]:
-    """A folder that appears as dst when the block ends well, with tokenizer and notice; else nothing appears."""
+    """A folder that appears as dst, with tokenizer and notice, when the block ends well; else not."""
     partial = dst.with_name(f".{dst.name}.{os.getpid()}{PARTIAL}")
     partial.mkdir()
     try:

@@ -28,7 +28,7 @@ _PIECE = 8 << 20  # bytes read at once
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: path, json. Exit status 0 when all is well, 1 when something differs, 130 interrupted."""
+    """The command. args: path, json. Exit status 0: all is well, 1: something differs, 130: interrupted."""
     try:
         result = verify(args.path, shown=not args.json)
     except KeyboardInterrupt:
@@ -73,17 +73,17 @@ def verify(path: Path | str, shown: bool = False) -> dict[str, Any]:
     seconds = time.monotonic() - started
     said = (f"{len(files)} files, {size_text(total)}, all as the manifest says" if not problems
             else f"{len(problems)} problem{'s' if len(problems) > 1 else ''}")
-    return {"path": str(path), "ok": not problems, "manifest": True, "problems": sorted(problems), "files": len(files),
-            "bytes": total, "seconds": round(seconds, 3), "megabytes_per_s": round(total / seconds / 1e6, 1),
-            "said": f"{said}; {total / seconds / 1e6:.0f} MB/s"}
+    return {"path": str(path), "ok": not problems, "manifest": True, "problems": sorted(problems),
+            "files": len(files), "bytes": total, "seconds": round(seconds, 3),
+            "megabytes_per_s": round(total / seconds / 1e6, 1), "said": f"{said}; {total / seconds / 1e6:.0f} MB/s"}
 
 
 def _structure(path: Path) -> dict[str, Any]:
-    """What can be said of a model without a manifest: opening it has checked all but the weights themselves."""
+    """What can be said of a model without a manifest: opening it has checked all but the weights."""
     reader = open_checkpoint(path)
     files = {reader.entry(name).file for name in reader.names()}
-    said = (f"a {reader.kind} has no manifest, so the weights themselves cannot be checked. Its structure is sound: "
-            f"sizes, shapes and names of {len(reader.names())} tensors in {len(files)} files")
+    said = (f"a {reader.kind} has no manifest, so the weights themselves cannot be checked. Its structure is "
+            f"sound: sizes, shapes and names of {len(reader.names())} tensors in {len(files)} files")
     return {"path": str(path), "ok": True, "manifest": False, "problems": [], "files": len(files), "bytes": 0,
             "said": said}
 

@@ -1,4 +1,4 @@
-"""libremoe's own folder, read: every weight and every expert is one aligned run with a checksum for each block.
+"""libremoe's own folder, read: every weight and every expert is one aligned run with a checksum per block.
 
 The format is written down in docs/formats.md; native_writer.py writes it. A run lies in a safetensors file
 as a U8 tensor that begins and ends on 4,096 bytes, so one O_DIRECT read brings an expert, already in the
@@ -76,7 +76,8 @@ class NativeReader:
         self._layouts, self._places = _read_tensors(self.path, about, self._runs)
         n_experts = self.config.n_layers * max(self.config.n_experts, 1)
         if n_experts > len(self._layouts):  # before their names are listed
-            raise CheckpointError(self.path / DESCRIPTION, f"{n_experts} experts, but {len(self._layouts)} tensors")
+            reason = f"{n_experts} experts, but {len(self._layouts)} tensors"
+            raise CheckpointError(self.path / DESCRIPTION, reason)
         check_names(self)
 
     def names(self) -> list[str]:
@@ -163,7 +164,7 @@ def _read_description(folder: Path, files: dict[str, tuple[int, str]]) -> dict[s
         raise CheckpointError(path, f"is not the file that {MANIFEST} names: its sha256 differs")
     about = read_json(path, _MAX_JSON_BYTES)
     if about.get("version") != VERSION:
-        raise CheckpointError(path, f"version {str(about.get('version'))[:20]}; version {VERSION} can be read")
+        raise CheckpointError(path, f"version {str(about.get('version'))[:20]}, not {VERSION}")
     return about
 
 
@@ -202,7 +203,8 @@ def _read_runs(folder: Path, about: dict[str, Any], files: dict[str, tuple[int, 
             span = header.tensors[name]
             if (span.dtype, span.start, span.nbytes) != ("U8", run.offset, run.length):
                 said = f"{DESCRIPTION} says U8, {run.length} bytes at {run.offset}"
-                raise CheckpointError(folder / file, f"{name} is {span.dtype}, {span.nbytes} bytes at {span.start}; {said}")
+                found_it = f"{name} is {span.dtype}, {span.nbytes} bytes at {span.start}"
+                raise CheckpointError(folder / file, f"{found_it}; {said}")
             if name in found:
                 raise CheckpointError(path, f"{name} is in {found[name].file.name} and in {file}")
             found[name] = run
@@ -248,7 +250,7 @@ def _read_tensors(folder: Path, about: dict[str, Any],
 
 def _read_layout(path: Path, name: str, entry: Any) -> WeightLayout:
     if not isinstance(entry, dict) or set(entry) != _TENSOR_FIELDS:
-        raise CheckpointError(path, f"entry of {name[:80]} is not exactly {', '.join(sorted(_TENSOR_FIELDS))}")
+        raise CheckpointError(path, f"{name[:80]} has not exactly {', '.join(sorted(_TENSOR_FIELDS))}")
     format, shape, scales = entry["format"], entry["shape"], entry["scales"]
     if not isinstance(shape, list) or not 1 <= len(shape) <= 2:
         raise CheckpointError(path, f"shape of {name[:80]} is not one or two numbers")

@@ -141,5 +141,5 @@ class Run:
         if found != wanted:
             bad = next(i for i in range(0, len(found), 4) if found[i : i + 4] != wanted[i : i + 4]) // 4
             at = self.offset + start + bad * BLOCK
-            raise CheckpointError(self.file, f"{self.name} is damaged: the checksum of the block at byte {at} "
-                                             "differs; copy or convert the file again")
+            raise CheckpointError(self.file, f"{self.name} is damaged: the checksum at byte {at} differs; "
+                                             "copy or convert the file again")

@@ -136,7 +136,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return json.dumps(value, indent=1).encode()  # ends in }, so that a manifest cut anywhere is no JSON
 
 
 def _write(fd: int, content: memoryview, digest: Any, advance: Callable[[int], None]) -> None:
