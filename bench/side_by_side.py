@@ -19,7 +19,7 @@ def arguments(doc: str | None, tokens: int) -> argparse.ArgumentParser:
     """The flags that decode.py and prefill.py share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="libremoe's own folder")
-    parser.add_argument("--gguf", action="append", default=[], help="a file of the same weights for llama.cpp; repeatable")
+    parser.add_argument("--gguf", action="append", default=[], help="the same weights for llama.cpp; repeatable")
     parser.add_argument("--llama-python", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--repack", action="append", type=int, choices=(0, 1), help="llama.cpp settings; default both")
     parser.add_argument("--tokens", type=int, default=tokens)

@@ -83,7 +83,7 @@ def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     chat = _command(commands, "chat", "libremoe.chat.terminal:run", "a conversation in the terminal")
-    chat.add_argument("path", type=Path, nargs="?", help=MODEL_HELP + "; default: a tiny random model, made on the spot")
+    chat.add_argument("path", type=Path, nargs="?", help=MODEL_HELP)
     _add_loading(chat)
     _add_sampling(chat)
 
@@ -109,7 +109,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="the same seed gives the same text")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     group.add_argument("--max-tokens", type=int, default=256, help="at most this many new tokens (default 256)")
-    group.add_argument("--logprobs", type=int, metavar="N", help="report the N best tokens' log-probabilities (with --json)")
+    group.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the N best tokens")
 
 
 def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
@@ -143,7 +143,7 @@ def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]
     tiny.add_argument("--dims", default="tiny", help="sizes: tiny, grok-1, llama-2-7b, mistral-7b, mixtral-8x7b")
     tiny.add_argument("--layers", type=int, help="this many layers instead of the preset's")
     tiny.add_argument("--as", dest="as_", choices=("native", "ckpt", "gguf"), default="native")
-    tiny.add_argument("--format", default="int8", help="native: f32, bf16, int8, int4, int3, int2; gguf: f32, f16, q8_0, q4_0")
+    tiny.add_argument("--format", default="int8", help="native: f32, bf16, int8, int4, ...; gguf: f32, f16, q8_0, q4_0")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--json", action="store_true")
 

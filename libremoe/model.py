@@ -1,4 +1,4 @@
-"""The network, top to bottom in the order data flows. Grok-1, Llama 2, Mistral 7B and Mixtral differ in config fields only.
+"""The network, top to bottom in the order data flows. All four families differ in config fields only.
 
 What is unusual about Grok-1: four norms a layer (before and after each sub-layer), attention scores scaled by a free
 number and then capped by 30 * tanh(s / 30), experts chosen by a softmax over all eight whose two chosen values are not

@@ -3,12 +3,13 @@
 A weight of shape (out, in) is cut along `in` into groups; weight = scale[group] * (code - offset), codes unsigned.
 Two layouts exist:
 
-  tiles    libremoe's own. Tiles of 16 outputs x 64 inputs; in a tile, 16 rows of 16 outputs x 4 consecutive inputs, one
-           byte a code: what AVX-512 VNNI multiplies as a register and AMX as a tile. Narrower codes are packed in planes:
-           byte row r of a b-bit plane holds in its f-th field (from the low bits) the codes of row r + f * 16 * b / 8.
-  columns  the official checkpoint's int8 as it lies in the file: signed values (in, out), scales (in / group, out).
+  tiles    libremoe's own. Tiles of 16 outputs x 64 inputs; in a tile, 16 rows of 16 outputs x 4 consecutive
+           inputs, one byte a code: what AVX-512 VNNI multiplies as a register and AMX as a tile. Narrower codes are
+           packed in planes: byte row r of a b-bit plane holds in its f-th field (from the low bits) the codes of row
+           r + f * 16 * b / 8.
+  columns  the official int8 as it lies in the file: signed values (in, out), scales (in / group, out).
 
-Shape letters: O outputs, I inputs, P = ceil(O / 16) tile rows, Q = ceil(I / 64) tile columns, S = ceil(I / group) groups.
+Shape letters: O outputs, I inputs, P = ceil(O / 16) tile rows, Q = ceil(I / 64) tile columns, S = ceil(I / group).
 """
 
 from __future__ import annotations

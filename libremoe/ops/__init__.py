@@ -28,6 +28,6 @@ def choose(device: torch.device | str = "cpu") -> ModuleType:
         from libremoe.ops import cpu
     except ImportError as error:
         if wanted == "cpu":
-            raise LibremoeError(f"LIBREMOE_OPS=cpu, but the compiled kernels are missing ({error}): run `make`") from error
+            raise LibremoeError(f"LIBREMOE_OPS=cpu, but there are no compiled kernels ({error}): run make") from error
         return reference
     return cpu

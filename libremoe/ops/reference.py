@@ -1,4 +1,4 @@
-"""The definition of right: every operation in plain torch, differentiable, on any device. Backends are tested against it.
+"""The definition of right: every operation in plain torch, differentiable, on any device. Backends are held to it.
 
 Shape letters: B sequences, N tokens in a flat batch, T tokens of one sequence, S keys of one sequence, D dim, H query
 heads, G kv heads, R = H / G, K head_dim, F hidden_dim, E experts, A active experts, O outputs, I inputs.
@@ -132,8 +132,8 @@ def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, get_ex
         activation: str) -> torch.Tensor:
     """Sum over a token's chosen experts of gate * expert(x): (N, D) in the type of x.
 
-    Only chosen experts are fetched and computed, each once, on the tokens that chose it. Gates are rounded to the type of
-    x; the sum is float32, in the order of ids.
+    Only chosen experts are fetched and computed, each once, on the tokens that chose it. Gates are rounded to the
+    type of x; the sum is float32, in the order of ids.
     """
     out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1], dtype=torch.float32, device=x_ND.device)
     for e in ids_NA.unique().tolist():
