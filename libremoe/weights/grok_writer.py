@@ -81,7 +81,7 @@ def _write_parameter(
     if not parameter.quantised:
         values = read(parameter.name)
         if isinstance(values, QuantTensor):
-            raise LibremoeError(f"{parameter.name}: the official format has it as float32, not {values.format}")
+            raise LibremoeError(f"{parameter.name}: the official format has float32, not {values.format}")
         values = values.t() if parameter.module.endswith("router") else values
         _check_shape(parameter, tuple(values.shape))
         pickler.plain_array(_ArrayPlan("float32", parameter.shape, [values.float()]))
