@@ -199,6 +199,8 @@ def test_writer_refuses_what_it_cannot_write(tmp_path):
     with pytest.raises(LibremoeError, match="embed.weight has shape"):
         gguf_writer.write_gguf(tmp_path / "m.gguf", LLAMA, lambda name: torch.zeros(3, 3), "f32")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LibremoeError, match="none/m.gguf: cannot be written: No such file"):
+        gguf_writer.write_gguf(tmp_path / "none" / "m.gguf", LLAMA, random_weights(LLAMA).__getitem__, "f32")
 
 
 def test_llama_files_hold_neighbouring_rotary_pairs_and_grok_files_halves(tmp_path):

@@ -212,13 +212,13 @@ def test_every_tensor_is_used_or_named(tmp_path):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (lambda m: m.update({"model.norm.weight": "../model.safetensors"}), "is not the name of a .safetensors file"),
-    (lambda m: m.update({"model.norm.weight": "/etc/passwd"}), "is not the name of a .safetensors file"),
-    (lambda m: m.update({"model.norm.weight": "a\\b.safetensors"}), "is not the name of a .safetensors file"),
-    (lambda m: m.update({"model.norm.weight": ".hidden.safetensors"}), "is not the name of a .safetensors file"),
-    (lambda m: m.update({"model.norm.weight": 7}), "is not the name of a .safetensors file"),
+    (lambda m: m.update({"model.norm.weight": "../model.safetensors"}), "is no name of a .safetensors file"),
+    (lambda m: m.update({"model.norm.weight": "/etc/passwd"}), "is no name of a .safetensors file"),
+    (lambda m: m.update({"model.norm.weight": "a\\b.safetensors"}), "is no name of a .safetensors file"),
+    (lambda m: m.update({"model.norm.weight": ".hidden.safetensors"}), "is no name of a .safetensors file"),
+    (lambda m: m.update({"model.norm.weight": 7}), "is no name of a .safetensors file"),
     (lambda m: m.update({"model.norm.weight": "absent.safetensors"}), "absent.safetensors: cannot be opened"),
-    (lambda m: m.update({"ghost": m["model.norm.weight"]}), "ghost is not in this file"),
+    (lambda m: m.update({"ghost": m["model.norm.weight"]}), "'ghost' is not in this file"),
     (lambda m: m.pop("model.norm.weight"), "model.norm.weight is not listed in"),
     (lambda m: m.clear(), "0 tensors are too few"),
 ])  # fmt: skip

@@ -109,7 +109,7 @@ def _joined(path: Path) -> GGUFHeader:
         return header
     name = _SPLIT_NAME.fullmatch(path.name)
     if n_files > MAX_SPLITS or not name or int(name[3]) != n_files:
-        raise CheckpointError(path, f"is one of {n_files} split files but is not named NAME-00001-of-{n_files:05}.gguf")
+        raise CheckpointError(path, f"is one of {n_files} split files but not named NAME-00001-of-{n_files:05}.gguf")
     if int(name[2]) != 1:
         raise CheckpointError(path, f"is a later part of a split model; open {name[1]}-00001-of-{name[3]}.gguf")
     tensors = dict(header.tensors)
@@ -154,7 +154,8 @@ def read_config(path: Path, header: GGUFHeader) -> ModelConfig:
     raw = header.metadata.get("general.architecture")
     arch = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
     if arch not in ARCHITECTURES:
-        raise CheckpointError(path, f"architecture {arch[:40]!r} is not supported; these are: {', '.join(ARCHITECTURES)}")
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(path, f"architecture {arch[:40]!r} is not supported; these are: {known}")
     if "token_embd.weight" not in header.tensors:
         raise CheckpointError(path, "tensor token_embd.weight is missing")
     keys = _Keys(path, header.metadata, arch)

@@ -36,8 +36,9 @@ def write_gguf(path: Path | str, config: ModelConfig, tensor_source: Callable[[s
     """Write the model that tensor_source hands out by our names.
 
     Norms and routers stay float32, and so does a weight whose rows are no multiple of the format's block. The
-    vocabulary is one of bytes, because the package writes none of SentencePiece's. The file appears only when it is
-    complete. Raises LibremoeError for an unknown quant, a wrong shape, or where the gguf package is missing.
+    vocabulary is one of bytes, enough for llama.cpp to load the file. The file appears only when it is complete.
+    Raises LibremoeError for an unknown quant, a wrong shape, a folder that cannot be written, or where the gguf
+    package is missing.
     """
     try:
         import gguf
@@ -66,6 +67,8 @@ def write_gguf(path: Path | str, config: ModelConfig, tensor_source: Callable[[s
         writer.close()
         os.replace(partial, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise LibremoeError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         writer.close()
         partial.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ release, see docs/grok-1.md.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from libremoe.config import ModelConfig
 from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.experts import Expert, Weight
 from libremoe.weights import TensorEntry, check_names, find_tokenizer, parameter_names
-from libremoe.weights.safetensors_header import TensorSpan, opened, parse_header, read_json, read_span
+from libremoe.weights.safetensors_header import TensorSpan, opened, parse_header, read_bytes, read_json, read_span
 
 MODEL_TYPES = ("grok-1", "llama", "mistral", "mixtral")
 FLOATS = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
@@ -161,7 +162,7 @@ def _refuse_features(path: Path, fields: dict[str, Any]) -> None:
                                     "unquantised model, or a GGUF file")  # fmt: skip
     for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("partial_rotary_factor", 1.0)):
         if fields.get(name) not in (None, wanted):
-            raise CheckpointError(path, f"{name} = {str(fields[name])[:40]} is not supported")
+            raise CheckpointError(path, f"{name} = {repr(fields[name])[:40]} is not supported")
     activation = fields.get("hidden_act")
     wanted_activations = (None, "silu", "swish") if fields.get("model_type") in MODEL_TYPES[1:] else (None, "gelu")
     if activation not in wanted_activations:
@@ -208,13 +209,13 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, TensorSpan]
     by_file: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or not _PLAIN.fullmatch(file_name) or ".." in file_name:
-            raise CheckpointError(index, f"{str(file_name)[:80]!r} is not the name of a .safetensors file in the folder")
+            raise CheckpointError(index, f"{str(file_name)[:80]!r} is no name of a .safetensors file in the folder")
         by_file.setdefault(file_name, set()).add(name)
     for file_name, listed in sorted(by_file.items()):
         file = folder / file_name
         tensors = parse_header(file).tensors
         if missing := sorted(listed - set(tensors)):
-            raise CheckpointError(file, f"{missing[0][:200]} is not in this file, although {index.name} says so")
+            raise CheckpointError(file, f"{missing[0][:200]!r} is not in this file, although {index.name} says so")
         if unlisted := sorted(set(tensors) - listed):
             raise CheckpointError(file, f"{unlisted[0]} is not listed in {index.name}")
         for name, span in tensors.items():
@@ -283,5 +284,6 @@ def find_licence(folder: Path) -> str | None:
 def _beginning(path: Path) -> str:
     if not path.is_file():
         return ""
-    with opened(path), path.open("rb") as file:
-        return file.read(MAX_TEXT_BYTES).decode("utf-8", "replace")
+    with opened(path) as fd:
+        length = min(os.fstat(fd).st_size, MAX_TEXT_BYTES)
+        return read_bytes(fd, 0, length, path).decode("utf-8", "replace")
