@@ -26,8 +26,8 @@ LAYERS = [
 WITHOUT_TORCH = ["cli", "config", "errors", "chat.message", "server.schema", "server.keys"]
 
 
-# The tokenizers library raises Exception itself, nothing narrower.
-MAY_CATCH_ALL = {"server", "cli.py", "tokenizer_hf.py"}
+# The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence only.
+MAY_CATCH_ALL = {"server", "cli.py", "tokenizer_hf.py", "engine/runner.py"}
 
 
 def _name(module: str) -> str:
@@ -91,7 +91,7 @@ def test_torch_stays_out(module: str) -> None:
 def test_no_catch_all_below_the_edges() -> None:
     for path in PACKAGE.rglob("*.py"):
         relative = path.relative_to(PACKAGE)
-        if relative.parts[0] in MAY_CATCH_ALL:
+        if relative.parts[0] in MAY_CATCH_ALL or str(relative) in MAY_CATCH_ALL:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
