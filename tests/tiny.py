@@ -10,16 +10,22 @@ float32 rounds.
 
 from __future__ import annotations
 
+import random
 from types import ModuleType
 
 import torch
 
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache
 from libremoe.config import ModelConfig
+from libremoe.engine.engine import Engine
+from libremoe.engine.sequence import Output
 from libremoe.experts import Expert, ResidentExperts
 from libremoe.model import Transformer
 from libremoe.ops import choose
+from libremoe.sampling import SamplingParams
 from libremoe.weights import parameter_names
+
+torch.set_num_threads(1)  # threads cost more than such small products do, most of all on a busy machine
 
 GROK = ModelConfig(
     family="grok-1", vocab_size=256, dim=64, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16,
@@ -106,3 +112,34 @@ class CountingModel:
         for _ in range(n):
             tokens.append(self.next_token(tokens))
         return tokens[len(prompt) :]
+
+
+def prompts(n: int, longest: int, seed: int = 0, vocab_size: int = 256) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(3, vocab_size) for _ in range(draw.randint(1, longest))] for _ in range(n)]
+
+
+def finish(engine: Engine) -> dict[int, list[Output]]:
+    """Step until there is no work; all outputs by sequence id."""
+    outputs: dict[int, list[Output]] = {}
+    while engine.has_work():
+        for output in engine.step():
+            outputs.setdefault(output.seq_id, []).append(output)
+    return outputs
+
+
+def generate(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
+    seq = engine.add(prompt, params)
+    finish(engine)
+    assert seq.error is None
+    return seq.output_ids
+
+
+def assert_empty(engine: Engine) -> None:
+    """Nothing runs, nothing waits, and every block is free and held by nobody."""
+    blocks = engine.scheduler.blocks
+    assert not engine.has_work()
+    assert blocks.n_used == 0
+    assert blocks._refs == [0] * blocks.n_blocks
+    assert sorted([*blocks._free, *blocks._idle]) == list(range(blocks.n_blocks))
+    assert set(blocks._idle) == set(blocks._published) == set(blocks._by_hash.values())

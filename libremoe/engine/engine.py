@@ -74,7 +74,7 @@ class Engine:
         config = model.config
         if not 0 < max_running <= step_tokens:
             raise LibremoeError(f"max_running {max_running} must be at least 1 and at most step_tokens {step_tokens}")
-        kv_dtype = kv_dtype or getattr(model, "dtype", torch.float32)
+        kv_dtype = kv_dtype or model.dtype
         block_bytes = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
         if n_blocks is None:
             wanted = max_running * -(-config.context_len // BLOCK_SIZE)
@@ -114,10 +114,10 @@ class Engine:
         an id is outside the vocabulary; QueueFull (with retry_after_s) where the queue is full. Nothing is kept then.
         """
         params = with_seed(params or SamplingParams())
-        self._check_prompt(prompt)
+        check_tokens(prompt, self.config.vocab_size)
         for token in params.logit_bias:
             if token >= self.config.vocab_size:
-                raise LibremoeError(f"logit_bias: token id {token} is outside the vocabulary of {self.config.vocab_size}")
+                raise LibremoeError(f"logit_bias has token id {token}, the vocabulary has {self.config.vocab_size}")
         max_tokens = params.max_tokens
         if max_tokens is None:
             max_tokens = max(1, self.max_tokens - len(prompt))
@@ -165,9 +165,7 @@ class Engine:
 
         Raises LibremoeError where the text is empty, longer than the context, or has ids outside the vocabulary.
         """
-        self._check_prompt(tokens)
-        if len(tokens) > self.config.context_len:
-            raise LibremoeError(f"the text has {len(tokens)} tokens, the context holds {self.config.context_len}")
+        check_tokens(tokens, self.config.vocab_size, self.config.context_len)
         hidden_ND = self.model.hidden(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
         return hidden_ND.float().mean(0)
 
@@ -187,14 +185,6 @@ class Engine:
                 prompt_tokens=s.prompt_tokens, generated_tokens=s.generated_tokens, preemptions=s.preemptions,
                 steps=self._steps, finished=dict(s.finished), tokens_per_s=self._tokens_per_s,
             )
-
-    def _check_prompt(self, prompt: list[int]) -> None:
-        if not prompt:
-            raise LibremoeError("the prompt is empty: at least one token is needed")
-        lowest, highest = min(prompt), max(prompt)
-        if lowest < 0 or highest >= self.config.vocab_size:
-            bad = lowest if lowest < 0 else highest
-            raise LibremoeError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
 
     def _check_queue(self, seq: Sequence) -> None:
         n_waiting, n_tokens = len(self.scheduler.waiting), self._waiting_tokens()
@@ -219,3 +209,14 @@ class Engine:
         if n_tokens and seconds > 0:
             rate = n_tokens / seconds
             self._tokens_per_s = rate if not self._tokens_per_s else 0.9 * self._tokens_per_s + 0.1 * rate
+
+
+def check_tokens(tokens: list[int], vocab_size: int, context_len: int | None = None) -> None:
+    """Raises LibremoeError where there are none, more than context_len, or one outside the vocabulary."""
+    if not tokens:
+        raise LibremoeError("the prompt is empty: at least one token is needed")
+    if context_len is not None and len(tokens) > context_len:
+        raise LibremoeError(f"the text has {len(tokens)} tokens, the context holds {context_len}")
+    lowest, highest = min(tokens), max(tokens)
+    if lowest < 0 or highest >= vocab_size:
+        raise LibremoeError(f"token id {lowest if lowest < 0 else highest} is outside the vocabulary of {vocab_size}")

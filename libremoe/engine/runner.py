@@ -28,6 +28,7 @@ class Model(Protocol):
     """What the engine needs of a network; tests pass a stub."""
 
     config: ModelConfig
+    dtype: torch.dtype  # of activations
 
     def __call__(self, tokens_N: torch.Tensor, batch: Batch, kv: KVCache | None = None) -> torch.Tensor: ...
 

@@ -1,0 +1,359 @@
+"""The Python front door: a path becomes a LanguageModel, a prompt becomes text, piece by piece.
+
+    lm = load(path)
+    for text in lm.stream("Once upon a time", max_tokens=50): ...
+    lm.generate("Once upon a time", temperature=0).text      # the same stream, collected
+    lm.logits([5, 17, 23])                                   # (3, vocab) float32, needs no tokenizer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from libremoe.batch import Batch
+from libremoe.engine.engine import Engine, check_tokens
+from libremoe.engine.sequence import FinishReason, Logprob, Output
+from libremoe.engine.sequence import Sequence as EngineSequence
+from libremoe.errors import LibremoeError
+from libremoe.experts import Expert, ResidentExperts, Weight
+from libremoe.memory import available_bytes
+from libremoe.model import Transformer
+from libremoe.ops import choose
+from libremoe.quant import FORMATS
+from libremoe.sampling import SamplingParams, StopChecker
+from libremoe.tokenizer import Tokenizer, open_tokenizer
+from libremoe.weights import Reader, TensorEntry, check_names, open_checkpoint
+
+KEPT_FORMATS = {"f32", "bf16", "f16", *FORMATS}  # stay in memory as they are stored; others become float32
+MAPPABLE = ("grok-1 checkpoint", "libremoe")  # kinds of reader that can map their files
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token added. text may be empty: half a character, or what may be the start of a stop string.
+
+    tokens: the ids that were drawn, an end-of-text id included. logprobs: one for each token, where asked for.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[Logprob]
+    finish_reason: FinishReason | None = None  # in the last piece: "stop" or "length"
+
+
+@dataclass
+class RunStats:
+    """What the last run did, while it runs and after."""
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0  # of these, found in the cache
+    tokens: int = 0  # generated
+    first_token_s: float = 0.0  # from the call to the first token
+    seconds: float = 0.0  # from the call to the last token
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the tokens after the first, which waits for the prompt; 0 where there is no such token."""
+        decoding = self.seconds - self.first_token_s
+        return (self.tokens - 1) / decoding if self.tokens > 1 and decoding > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "tokens_per_s": self.tokens_per_s}
+
+    def describe(self) -> str:
+        """One line for a person."""
+        shared = f", {self.shared_tokens} of them cached" if self.shared_tokens else ""
+        return (f"{self.prompt_tokens} prompt tokens{shared}; first token after {self.first_token_s:.2f} s; "
+                f"{self.tokens} tokens at {self.tokens_per_s:.2f} tokens/s")
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer: the stream, collected."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[Logprob]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+def load(
+    path: Path | str,
+    dtype: torch.dtype | str = torch.float32,
+    tokenizer: Tokenizer | Path | str | None = None,
+    mmap: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> LanguageModel:
+    """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
+
+    dtype: type of activations, torch.float32 or torch.bfloat16 ("float32", "bf16", "bfloat16"); weights keep the
+    type in which they are stored. tokenizer: a tokenizer, its file, or "bytes"; by default the one that lies with
+    the weights, or None where there is none. mmap: map the files instead of reading them (the official folder and
+    libremoe's own). progress(done, total): called as bytes are read.
+
+    Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
+    the tokenizer belongs to another model.
+    """
+    activations = _dtype(dtype)
+    reader = open_checkpoint(path)
+    check_names(reader)
+    if mmap:
+        reader = _mapped(reader)
+    else:
+        _check_memory(reader)
+    found = _tokenizer(reader, tokenizer)
+    return LanguageModel(build(reader, activations, progress), found)
+
+
+def build(reader: Reader, dtype: torch.dtype = torch.float32,
+          progress: Callable[[int, int], None] | None = None) -> Transformer:
+    """The network over everything that a reader has, each tensor read once. Raises CheckpointError."""
+    config = reader.config
+    total = sum(reader.entry(name).nbytes for name in reader.names())
+    done = 0
+
+    def advance(*names: str) -> None:
+        nonlocal done
+        done += sum(reader.entry(name).nbytes for name in names)
+        if progress is not None:
+            progress(done, total)
+
+    def read(name: str) -> Weight:
+        weight = reader.read(name)
+        advance(name)
+        return weight
+
+    def read_expert(layer: int, e: int) -> Expert:
+        expert = reader.read_expert(layer, e)
+        advance(*(f"layers.{layer}.experts.{e}.{part}.weight" for part in ("gate", "up", "down")))
+        return expert
+
+    n_experts = max(config.n_experts, 1)
+    experts = [[read_expert(layer, e) for e in range(n_experts)] for layer in range(config.n_layers)]
+    return Transformer(config, read, ResidentExperts(experts), choose(), dtype)
+
+
+class LanguageModel:
+    """A network, its tokenizer and an engine of its own, for one person at a time.
+
+    Several streams may be open at once; they take turns. stats: of the run that was begun last.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None):
+        """Raises LibremoeError where the tokenizer has ids that the model does not know."""
+        self.model, self.config, self.tokenizer = model, model.config, tokenizer
+        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
+            raise LibremoeError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {self.config.vocab_size}: "
+                                f"they do not belong together")
+        ends = (self.config.eos_id, None if tokenizer is None else tokenizer.eos_id)
+        self.eos_ids = frozenset(id for id in ends if id is not None)
+        self.stats = RunStats()
+        self._unread: dict[int, deque[Output]] = {}  # by sequence: what another stream's step brought
+        self._lock = threading.Lock()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Made when first used, so that whoever brings an engine of their own has no second cache."""
+        return Engine(self.model, eos_ids=self.eos_ids, max_running=1)
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
+               **fields: Any) -> Iterator[str]:
+        """Text as it becomes certain: never half a character, never a part of a stop string.
+
+        prompt: text (BOS is added where the model wants it), or token ids, taken as they are. fields: those of
+        SamplingParams, by name; they replace those of params. Closing the iterator ends the run.
+        Raises LibremoeError for wrong fields, a prompt that is empty or too long, or where there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise LibremoeError("no tokenizer lies with this model: give one (tokenizer=..., --tokenizer FILE), or use "
+                                "pieces() with token ids")
+        pieces = self.pieces(prompt, params, **fields)
+        return (piece.text for piece in pieces if piece.text)
+
+    def generate(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
+                 **fields: Any) -> Completion:
+        """The whole answer; arguments and errors as of stream(). Without a tokenizer its text is empty."""
+        ids, params = self.encode(prompt), _with_fields(params, fields)
+        pieces = list(self.pieces(ids, params))
+        tokens = [token for piece in pieces for token in piece.tokens]
+        return Completion(
+            text="".join(piece.text for piece in pieces), tokens=tokens,
+            logprobs=[logprob for piece in pieces for logprob in piece.logprobs],
+            finish_reason=pieces[-1].finish_reason or "stop", usage=Usage(len(ids), len(tokens)),
+        )
+
+    def pieces(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
+               **fields: Any) -> Iterator[Piece]:
+        """One piece for each token; the last one has the finish_reason. Arguments and errors as of stream().
+
+        Works without a tokenizer for prompts of token ids; text is empty then.
+        """
+        params = _with_fields(params, fields)
+        if params.stop and self.tokenizer is None:
+            raise LibremoeError("stop strings need a tokenizer: give one (tokenizer=..., --tokenizer FILE)")
+        return self._pieces(self.encode(prompt), params)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt: text with BOS where the model wants it, ids as they are."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise LibremoeError("no tokenizer lies with this model: give one (tokenizer=..., --tokenizer FILE), or a "
+                                "prompt of token ids")
+        ids = self.tokenizer.encode(prompt)
+        bos = self.config.bos_id if self.config.bos_id is not None else self.tokenizer.bos_id
+        if self.config.add_bos and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """(T, vocab) float32: row t is about the token after ids[t]. Whole text at once, without the cache.
+
+        Raises LibremoeError where ids are none, more than the context holds, or outside the vocabulary.
+        """
+        check_tokens(list(ids), self.config.vocab_size, self.config.context_len)
+        return self.model(torch.tensor(ids), Batch.of_whole([len(ids)]))
+
+    def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[Piece]:
+        decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder()
+        n_decodable = 0 if self.tokenizer is None else self.tokenizer.vocab_size
+        checker = StopChecker(params.stop)
+        for output in self._outputs(ids, params):
+            text = ""
+            is_end = output.token in self.eos_ids and output.finish_reason == "stop"
+            if decoder is not None and output.token is not None and output.token < n_decodable and not is_end:
+                text = decoder.push(output.token)
+            if decoder is not None and output.finish_reason is not None:
+                text += decoder.finish()
+            shown, stopped = checker.push(text)
+            if output.finish_reason is not None and not stopped:
+                shown += checker.finish()
+            tokens = [] if output.token is None else [output.token]
+            logprobs = [] if output.logprob is None else [Logprob(tokens[0], output.logprob, output.top)]
+            yield Piece(shown, tokens, logprobs, "stop" if stopped else output.finish_reason)
+            if stopped:
+                return  # leaving the loop cancels the sequence
+
+    def _outputs(self, ids: list[int], params: SamplingParams) -> Iterator[Output]:
+        """Outputs of one sequence, which is cancelled where the iterator is closed early."""
+        began = time.perf_counter()
+        stats = self.stats = RunStats(prompt_tokens=len(ids))
+        seq = self.engine.add(ids, params)
+        unread = self._unread[seq.id] = deque()
+        try:
+            while True:
+                while not unread:
+                    self._step()
+                output = unread.popleft()
+                if output.finish_reason == "error":
+                    raise LibremoeError(output.error or "the engine failed")
+                stats.seconds = time.perf_counter() - began
+                if output.token is not None:
+                    stats.tokens += 1
+                    stats.first_token_s = stats.first_token_s or stats.seconds
+                stats.shared_tokens = seq.num_shared
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._forget(seq)
+
+    def _forget(self, seq: EngineSequence) -> None:
+        if seq.finish_reason is None:
+            self.engine.cancel(seq)
+            self._step()
+        del self._unread[seq.id]
+
+    def _step(self) -> None:
+        """One step of the engine, each output to the stream that it belongs to."""
+        with self._lock:
+            for output in self.engine.step():
+                self._unread[output.seq_id].append(output)
+
+
+def _with_fields(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise LibremoeError(f"no sampling field {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    if isinstance(fields.get("stop"), str | list):
+        stop = fields["stop"]
+        fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return dataclasses.replace(params or SamplingParams(), **fields)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    named = {"float32": torch.float32, "f32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+    chosen = named.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16):
+        raise LibremoeError(f"dtype must be float32 or bfloat16, not {dtype}")
+    return chosen
+
+
+def _mapped(reader: Reader) -> Reader:
+    if reader.kind not in MAPPABLE:
+        raise LibremoeError(f"{reader.path}: files of the kind {reader.kind!r} cannot be mapped: load it without mmap, "
+                            f"or `libremoe convert` it first")
+    return type(reader)(reader.path, mmap=True)  # type: ignore[call-arg]
+
+
+def resident_bytes(entry: TensorEntry) -> int:
+    """What a tensor takes in memory once read."""
+    return entry.nbytes if entry.format in KEPT_FORMATS else 4 * math.prod(entry.shape)
+
+
+def _check_memory(reader: Reader) -> None:
+    needed = sum(resident_bytes(reader.entry(name)) for name in reader.names())
+    available = available_bytes()
+    if needed > available:
+        fix = "load it with mmap=True (--mmap), which is slow, or " if reader.kind in MAPPABLE else ""
+        raise LibremoeError(f"{reader.path}: the weights need {needed / 1e9:.1f} GB of memory, "
+                            f"{available / 1e9:.1f} GB are free: {fix}make it smaller with `libremoe convert --format int4`")
+
+
+def _tokenizer(reader: Reader, given: Tokenizer | Path | str | None) -> Tokenizer | None:
+    if given == "bytes":
+        from libremoe.tiny import byte_tokenizer
+        from libremoe.tokenizer_hf import HFTokenizer
+
+        return HFTokenizer(Path("bytes"), byte_tokenizer(reader.config.vocab_size).encode())
+    if isinstance(given, str | Path):
+        return open_tokenizer(given)
+    if given is not None:
+        return given
+    if reader.tokenizer is not None:
+        return open_tokenizer(reader.tokenizer)
+    if reader.kind == "gguf":
+        return _inside_gguf(reader)
+    return None
+
+
+def _inside_gguf(reader: Reader) -> Tokenizer | None:
+    from libremoe.tokenizer_spm import SentencePieceTokenizer
+    from libremoe.weights.gguf import GGUFReader
+
+    content = reader.tokenizer_bytes() if isinstance(reader, GGUFReader) else None
+    return None if content is None else SentencePieceTokenizer(reader.path, content)
