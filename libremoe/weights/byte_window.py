@@ -60,7 +60,8 @@ class Window:
             raise self.refused(f"a frame inside a frame at byte {self.start}")
         n = self.number(8)
         if n > self.left:
-            raise self.refused(f"a frame of {n:,} bytes at byte {self.start} where {self.left:,} are left")
+            raise self.refused(f"the frame at byte {self.start} has {n:,} bytes where {self.left:,} are left: "
+                               "the file is cut short or damaged")
         self.frame_end = self.pos + n
 
     def take(self, n: int) -> bytes:
