@@ -5,7 +5,8 @@ grammar of our own that admits what protocol 4 writes for a numpy array, or for 
 `__main__.QuantizedWeight8bit` holding two of them, and has no fallback. A pickle is postfix, so the grammar
 is parsed bottom up: an opcode pushes a leaf (number, name, bytes) or reduces the top of the stack by one rule
 (`call`, `build`); what no rule admits is refused where it stands. Array bytes are stepped over, never read:
-memory stays at one window and a stack of at most 64 small terms.
+memory stays at one window and
+at most 1,000 small terms.
 
 Format: docs/grok-1.md, "Checkpoint format"; opcodes: PEP 3154, and CPython's Lib/pickletools.py.
 """
@@ -22,9 +23,8 @@ from typing import Any
 from libremoe.errors import CheckpointError
 from libremoe.weights.byte_window import MAX_NUMBER, Window, open_regular
 
-MAX_OPCODES = 1000  # an official shard has about 150
+MAX_OPCODES = 1000  # an official shard has about 150; bounds stack, memo and time
 MAX_MEMO = 256  # an official shard has about 45
-MAX_STACK = 64
 MAX_NAME_BYTES = 64
 MAX_DIMS = 8
 
@@ -143,8 +143,6 @@ class _Parser:
             if self.opcode not in _RULES:
                 raise self.unknown()
             _RULES[self.opcode][1](self)
-            if len(self.stack) > MAX_STACK:
-                raise self.misplaced(f"more than {MAX_STACK} terms wait on the stack")
         raise self.bytes.refused(f"more than {MAX_OPCODES} opcodes; an official shard has about 150")
 
     def stop(self) -> tuple[StoredArray, StoredArray | None]:
