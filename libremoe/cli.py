@@ -19,7 +19,7 @@ MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf fil
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A person's mistake becomes one line on stderr."""
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
         code = _function(args.function)(args)
         sys.stdout.flush()
@@ -33,6 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one command. Exits with code 2 and a usage line where they are wrong."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
+        args.prompt, rest = rest[0], []  # argparse gives up an optional prompt when flags stand before it
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _function(name: str):  # type: ignore[no-untyped-def]

@@ -27,7 +27,7 @@ WITHOUT_TORCH = ["cli", "config", "errors", "chat.message", "server.schema", "se
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence only.
-MAY_CATCH_ALL = {"server", "cli.py", "tokenizer_hf.py", "engine/runner.py"}
+MAY_CATCH_ALL = {"server", "cli.py", "tokenizer_hf.py", "engine/runner.py", "engine/threaded.py"}
 
 
 def _name(module: str) -> str:
