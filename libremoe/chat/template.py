@@ -69,12 +69,11 @@ def _turn_text(turn: Message) -> str:
     return "\n".join(call_text(p) if isinstance(p, ToolCall) else p.text for p in turn.parts).strip()
 
 
-def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos: bool, tools: Sequence[Tool] = (),
+def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_id: int | None, tools: Sequence[Tool] = (),
                       choice: ToolChoice | None = None) -> Prompt:
-    """bos: whether the model expects its BOS in front (the Llama family does, Grok-1 does not)."""
+    """bos_id: put in front where the model expects it (the Llama family does, Grok-1 does not)."""
     ids = tokenizer.encode_untrusted(transcript(messages, tools, choice))
-    front = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
-    return Prompt(front + ids, STOPS, "transcript")
+    return Prompt(ids if bos_id is None else [bos_id, *ids], STOPS, "transcript")
 
 
 def find_template(folder: Path) -> str | None:
@@ -84,11 +83,11 @@ def find_template(folder: Path) -> str | None:
     """
     jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.is_file():
-        return _read(jinja)
+        return read_template(jinja)
     if not config.is_file():
         return None
     try:
-        found = json.loads(_read(config)).get("chat_template")
+        found = json.loads(read_template(config)).get("chat_template")
         if isinstance(found, list):  # several, by name
             found = {entry["name"]: entry["template"] for entry in found}.get("default")
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -96,9 +95,13 @@ def find_template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_TEMPLATE_BYTES + 1)
+def read_template(path: Path) -> str:
+    """The text of a template file. Raises CheckpointError where it is too long or no text."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TEMPLATE_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(path, error.strerror or str(error)) from error
     if len(content) > MAX_TEMPLATE_BYTES:
         raise CheckpointError(path, f"is longer than {MAX_TEMPLATE_BYTES} bytes")
     try:
