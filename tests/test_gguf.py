@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -396,3 +397,17 @@ def llama_cpp_logits(llama_cpp, path, tokens):
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     return np.stack(rows)
+
+
+GOLDEN_LOGITS = 5e-5  # float32 sums in another order; the release and its float64 recomputation are 1e-5 apart
+
+
+@pytest.mark.parametrize("name, prompt", [("tiny-grok1", "p33"), ("tiny-grok1-12l", "p7")])
+def test_official_checkpoint_as_gguf_gives_the_release_s_logits(tmp_path, name, prompt):
+    folder = Path(__file__).parent / "golden" / name
+    golden = np.load(folder / "golden.npz")
+    official = open_checkpoint(folder)
+    gguf_writer.write_gguf(tmp_path / "m.gguf", official.config, official.read, "f32")
+    tokens = golden[f"f32/{prompt}/tokens"].reshape(-1).tolist()
+    found = logits_of(GGUFReader(tmp_path / "m.gguf"), tokens).numpy()
+    assert np.abs(found - golden[f"f32/{prompt}/logits"].reshape(found.shape)).max() < GOLDEN_LOGITS
