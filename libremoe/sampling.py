@@ -38,7 +38,7 @@ MAX_BIAS = 100.0  # as in the OpenAI API
 COUNTS = {  # field: (lowest, highest, may be None)
     "top_k": (0, 1 << 48, False),
     "seed": (0, (1 << 64) - 1, True),
-    "max_tokens": (1, 1 << 48, True),
+    "max_tokens": (0, 1 << 48, True),
     "logprobs": (0, MAX_LOGPROBS, True),
 }
 
