@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_chat(commands)
+    _add_serve(commands)
+    _add_keys(commands)
     _add_convert(commands)
     _add_verify(commands)
     _add_inspect(commands)
@@ -97,6 +99,48 @@ def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     chat.add_argument("path", type=Path, nargs="?", help=MODEL_HELP)
     _add_loading(chat)
     _add_sampling(chat)
+
+
+def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
+    serve = _command(commands, "serve", "libremoe.server.serve:run",
+                     "answer OpenAI and Anthropic clients over HTTP, many at once")
+    serve.add_argument("path", type=Path, help=MODEL_HELP)
+    serve.add_argument("--host", default="127.0.0.1", help="any other than loopback needs a key (libremoe keys add NAME)")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    serve.add_argument("--name", help="what clients call the model; default: the last part of the path")
+    serve.add_argument("--chat-template", metavar="FILE",
+                       help="a Jinja template, or 'transcript' (for base models); default: the one beside the weights")
+    _add_loading(serve)
+    group = serve.add_argument_group("limits")
+    group.add_argument("--max-running", type=int, default=16, help="answers computed at once (default 16)")
+    group.add_argument("--max-waiting", type=int, default=256, help="requests in the queue; more are refused (default 256)")
+    group.add_argument("--kv-bytes", type=int, metavar="BYTES", help="memory for keys and values of running texts")
+    group.add_argument("--queue-timeout", type=float, default=120.0, metavar="SECONDS",
+                       help="a request that has not begun by then is refused (default 120)")
+    group.add_argument("--drain-timeout", type=float, default=60.0, metavar="SECONDS",
+                       help="after SIGTERM, time to finish what runs (default 60)")
+    access = serve.add_argument_group("access")
+    access.add_argument("--keys-file", type=Path, help="default: $LIBREMOE_KEYS, or ~/.config/libremoe/keys.json")
+    access.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                        help="a name by which clients call this server (Host header); repeatable")
+    access.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN",
+                        help="an origin, such as https://example.org, whose web pages may call; repeatable")
+
+
+def _add_keys(commands) -> None:  # type: ignore[no-untyped-def]
+    keys = _command(commands, "keys", "libremoe.server.keys:run", "add, list and remove the keys of the server")
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = actions.add_parser("add", help="make a key and print it, once")
+    add.add_argument("name", help="whose key it is")
+    add.add_argument("--scope", action="append", choices=("generate", "embed", "tokenize", "metrics"),
+                     help="what it is for; repeatable; default: everything")
+    add.add_argument("--rpm", type=int, metavar="N", help="requests a minute")
+    add.add_argument("--tpm", type=int, metavar="N", help="tokens a minute, prompts and answers")
+    remove = actions.add_parser("remove", help="forget a key; a running server notices within a second")
+    remove.add_argument("name")
+    shown = actions.add_parser("list", help="names, scopes and quotas")
+    for action in (add, remove, shown):
+        action.add_argument("--keys-file", type=Path, help="default: $LIBREMOE_KEYS, or ~/.config/libremoe/keys.json")
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
