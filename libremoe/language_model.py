@@ -328,10 +328,11 @@ def resident_bytes(entry: TensorEntry) -> int:
 def _check_memory(reader: Reader) -> None:
     needed = sum(resident_bytes(reader.entry(name)) for name in reader.names())
     available = available_bytes()
-    if needed > available:
-        fix = "load it with mmap=True (--mmap), which is slow, or " if reader.kind in MAPPABLE else ""
-        raise LibremoeError(f"{reader.path}: the weights need {needed / 1e9:.1f} GB of memory, "
-                            f"{available / 1e9:.1f} GB are free: {fix}make it smaller with `libremoe convert --format int4`")
+    if needed <= available:
+        return
+    fix = "load it with mmap=True (--mmap), which is slow, or " if reader.kind in MAPPABLE else ""
+    raise LibremoeError(f"{reader.path}: the weights need {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB "
+                        f"are free: {fix}make it smaller with `libremoe convert --format int4`")
 
 
 def _tokenizer(reader: Reader, given: Tokenizer | Path | str | None) -> Tokenizer | None:

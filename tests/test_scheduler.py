@@ -202,8 +202,7 @@ def test_cancel_ends_a_sequence_with_the_next_step_wherever_it_is():
 
 def test_a_request_for_the_prompt_alone_generates_nothing():
     engine = Engine(tiny.CountingModel(), n_blocks=8)
-    seq = engine.add([5, 6, 7], GREEDY, prompt_logprobs=0)
-    seq.max_tokens = 0
+    seq = engine.add([5, 6, 7], SamplingParams(max_tokens=0), prompt_logprobs=0)
     (output,) = finish(engine)[seq.id]
     assert (output.token, output.finish_reason, len(output.prompt_logprobs)) == (None, "length", 3)
 

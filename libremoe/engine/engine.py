@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache
-from libremoe.engine.kv_cache import BlockAllocator, hash_blocks
+from libremoe.engine.kv_cache import BlockAllocator, hash_blocks, num_blocks
 from libremoe.engine.runner import Model, Runner
 from libremoe.engine.scheduler import Scheduler
 from libremoe.engine.sequence import Constraint, FinishReason, Output, QueueFull, Sequence
@@ -161,19 +161,24 @@ class Engine:
 
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> torch.Tensor:
-        """(D,) float32: mean over the tokens of the last hidden state after the final norm, without the cache.
+        """(D,) float32: mean over the tokens of the last hidden state after the final norm.
 
         Raises LibremoeError where the text is empty, longer than the context, or has ids outside the vocabulary.
         """
         check_tokens(tokens, self.config.vocab_size, self.config.context_len)
-        hidden_ND = self.model.hidden(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
-        return hidden_ND.float().mean(0)
+        kv = KVCache(self.config, num_blocks(len(tokens)), self.kv.layers[0].k.dtype)  # of its own, for this text
+        blocks = [list(range(kv.n_blocks))]
+        total_D = torch.zeros(self.config.dim)
+        for start in range(0, len(tokens), self.scheduler.step_tokens):  # in pieces, or scores grow as T * T
+            stop = min(start + self.scheduler.step_tokens, len(tokens))
+            batch = Batch([0, stop - start], torch.arange(start, stop), [stop], blocks)
+            total_D += self.model.hidden(torch.tensor(tokens[start:stop]), batch, kv).float().sum(0)
+        return total_D / len(tokens)
 
     def abort(self, error: str, reason: FinishReason = "error") -> list[Output]:
-        """End every sequence at once, with this error; the engine can go on."""
+        """End every sequence at once, with this error, and forget the prefix cache; the engine can go on."""
         with self._lock:
-            s = self.scheduler
-            return [s.finish(seq, reason, error) for seq in [*s.waiting, *s.running]]
+            return self.scheduler.reset(reason, error)
 
     def stats(self) -> Stats:
         with self._lock:

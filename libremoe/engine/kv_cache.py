@@ -55,8 +55,12 @@ class BlockAllocator:
         self.share_prefixes = share_prefixes
         self.lookup_tokens = 0  # prompt tokens looked up, and those found
         self.hit_tokens = 0
-        self._refs = [0] * n_blocks
-        self._free = list(range(n_blocks - 1, -1, -1))  # held by none, not published; taken from the end
+        self.clear()
+
+    def clear(self) -> None:
+        """Every block free and none published, whoever held them."""
+        self._refs = [0] * self.n_blocks
+        self._free = list(range(self.n_blocks - 1, -1, -1))  # held by none, not published; taken from the end
         self._idle: OrderedDict[int, None] = OrderedDict()  # held by none, published; least recently used first
         self._published: dict[int, _Published] = {}
         self._by_hash: dict[bytes, int] = {}

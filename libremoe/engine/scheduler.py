@@ -101,6 +101,19 @@ class Scheduler:
         self._end(seq, reason, error)
         return Output(seq.id, finish_reason=reason, error=error)
 
+    def reset(self, reason: FinishReason, error: str) -> list[Output]:
+        """End every sequence and begin with an empty cache. Relies on no state, since it may be what is broken."""
+        outputs = []
+        for seq in [*self.waiting, *self.running]:
+            seq.block_table, seq.num_cached = [], 0
+            seq.status, seq.finish_reason, seq.error = "finished", reason, error
+            self.finished[reason] += 1
+            outputs.append(Output(seq.id, finish_reason=reason, error=error))
+        self.waiting.clear()
+        self.running.clear()
+        self.blocks.clear()
+        return outputs
+
     def _commit(self, result: Result) -> Output | None:
         seq, work = result.work.seq, result.work
         if result.error is not None:

@@ -189,7 +189,8 @@ class ThreadedEngine:
                 self._deliver(self._step())
         self._deliver(self._engine.abort("the engine was closed", "cancelled"))
         for _, future in self._calls:
-            future.cancel()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Closing("the engine was closed"))
 
     def _step(self) -> list[Output]:
         try:
