@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kern
 	touch $@
 
 chat: setup
-	@test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY)
+	@mkdir -p build; test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY)
 	@$(LIBREMOE) chat $(TINY)
 
 test: setup lint test-native

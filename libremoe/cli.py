@@ -96,7 +96,7 @@ def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     chat = _command(commands, "chat", "libremoe.chat.terminal:run", "a conversation in the terminal")
-    chat.add_argument("path", type=Path, nargs="?", help=MODEL_HELP)
+    chat.add_argument("path", type=Path, help=MODEL_HELP)
     _add_loading(chat)
     _add_sampling(chat)
 

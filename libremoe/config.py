@@ -144,7 +144,7 @@ _LLAMA_2_7B = ModelConfig(
 
 PRESETS: dict[str, ModelConfig] = {
     "grok-1": GROK_1,
-    "tiny": _grok(96, 3, 6, 2, 16, 512, 512),
+    "tiny": _grok(96, 3, 6, 2, 16, 512, 8192),
     "llama-2-7b": _LLAMA_2_7B,
     "mistral-7b": dataclasses.replace(
         _LLAMA_2_7B, family="mistral", hidden_dim=14_336, n_kv_heads=8, context_len=32_768, sliding_window=4096
