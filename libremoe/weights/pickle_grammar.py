@@ -5,8 +5,7 @@ grammar of our own that admits what protocol 4 writes for a numpy array, or for 
 `__main__.QuantizedWeight8bit` holding two of them, and has no fallback. A pickle is postfix, so the grammar
 is parsed bottom up: an opcode pushes a leaf (number, name, bytes) or reduces the top of the stack by one rule
 (`call`, `build`); what no rule admits is refused where it stands. Array bytes are stepped over, never read:
-memory stays at one window and
-at most 1,000 small terms.
+memory stays at one window and at most 1,000 small terms.
 
 Format: docs/grok-1.md, "Checkpoint format"; opcodes: PEP 3154, and CPython's Lib/pickletools.py.
 """
