@@ -122,7 +122,7 @@ def open_checkpoint(path: Path | str) -> Reader:
 
             return GGUFReader(path)
         raise CheckpointError(path, "not a model: give the folder that holds it, or a .gguf file")
-    if (path / "libremoe.json").exists():
+    if (path / "libremoe.json").exists() or (path / "convert.json").exists():
         from libremoe.weights.native import NativeReader
 
         return NativeReader(path)
@@ -135,7 +135,7 @@ def open_checkpoint(path: Path | str) -> Reader:
         from libremoe.weights.hf import HFReader
 
         return HFReader(path)
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = sorted(path.glob("*-00001-of-*.gguf")) or sorted(path.glob("*.gguf"))  # the first of a split file leads
     if len(ggufs) == 1:
         return open_checkpoint(ggufs[0])
     raise CheckpointError(
