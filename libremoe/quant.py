@@ -110,7 +110,7 @@ class QuantTensor:
         """(out, in) int16: code - offset for integral offsets, else 2 * (code - offset)."""
         n_out, n_in = self.shape
         if self.layout == "columns":
-            return self.data.t().to(torch.int16)
+            return self.data.t().to(torch.int16, memory_format=torch.contiguous_format)  # rounding follows strides
         fmt = FORMATS[self.format]
         codes = _unpack_planes(self.data, fmt.planes).to(torch.int16)
         centred = codes - int(fmt.offset) if fmt.offset == int(fmt.offset) else 2 * codes - int(2 * fmt.offset)
