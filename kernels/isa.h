@@ -1,0 +1,31 @@
+// All bodies of one instruction set. Each isa_*.cpp defines LIBREMOE_ISA (a namespace of its own, so that nothing compiled
+// with its target flags is shared with another), its LIBREMOE_* switch for simd.h, and includes this file.
+#include <cstdint>
+
+#include "types.h"
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#elif defined(LIBREMOE_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace libremoe::LIBREMOE_ISA {
+
+template <int k> struct Constant { static constexpr int value = k; };
+
+#include "simd.h"
+#include "formats.h"
+#include "rows.h"
+#include "product.h"
+#include "attend.h"
+#include "limits.h"
+#if defined(LIBREMOE_TILES)
+#include "amx.h"
+#endif
+
+extern const Kernels table;
+const Kernels table = {
+    LIBREMOE_ISA_NAME, quantise, LIBREMOE_PRODUCT, dense, activate, attend, attend_merge, rms_norm, rope, route, peak, read,
+};
+
+}  // namespace libremoe::LIBREMOE_ISA

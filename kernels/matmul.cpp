@@ -1,0 +1,68 @@
+// linear: quantise each row of x once, then strips of outputs in parallel, each computed whole by one thread.
+#include "matmul.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "dispatch.h"
+
+namespace libremoe {
+
+namespace {
+constexpr int64_t kQuantiseBlocks = 64;  // of 64 inputs: one work item
+constexpr int64_t kDenseRows = 16, kDenseTokens = 128;  // outputs and tokens of a plain weight in one work item
+}  // namespace
+
+Activations::Activations(int64_t rows, int64_t n_in) {
+  const int64_t blocks = (n_in + 63) / 64;
+  q.reset(new int8_t[size_t(rows * blocks * 64)]);
+  scale.reset(new float[size_t(rows * blocks)]);
+  sum.reset(new int32_t[size_t(rows * blocks * 2)]);
+  view = {q.get(), scale.get(), sum.get(), blocks};
+}
+
+Activations quantise(const float* x, int64_t n_rows, int64_t n_in, const int64_t* source) {
+  Activations a(n_rows, n_in);
+  const int64_t blocks = a.view.blocks, pieces = (blocks + kQuantiseBlocks - 1) / kQuantiseBlocks;
+  const auto& k = kernels();
+  pool()->parallel_for(n_rows * pieces, [&](int64_t item, Memory&) {
+    const int64_t row = item / pieces, first = item % pieces * kQuantiseBlocks;
+    const float* from = x + (source ? source[row] : row) * n_in;
+    k.quantise(from, n_in, first, std::min(first + kQuantiseBlocks, blocks), a.view.q + row * blocks * 64,
+               a.view.scale + row * blocks, a.view.sum + row * blocks * 2);
+  });
+  return a;
+}
+
+int64_t strip_width(const Weight& w, int64_t n_rows) { return w.columns && n_rows <= kFewTokens ? kColumnsStrip : kStrip; }
+
+void linear(const Weight& w, const float* x, int64_t n_rows, float* y) {
+  const Activations a = quantise(x, n_rows, w.n_in, nullptr);
+  const int64_t width = strip_width(w, n_rows), strips = (w.n_out + width - 1) / width;
+  const auto& k = kernels();
+  pool()->parallel_for(strips, [&](int64_t strip, Memory& memory) {
+    Scratch& scratch = memory.scratch();
+    const int64_t out0 = strip * width, valid = std::min(width, w.n_out - out0);
+    for (int64_t n = 0; n < n_rows; n += kTokenChunk) {
+      const int64_t end = std::min(n + kTokenChunk, n_rows);
+      k.product(w, a.view, n, end, out0, width, scratch, scratch.out);
+      for (int64_t i = n; i < end; i++)
+        std::memcpy(y + i * w.n_out + out0, scratch.out + (i - n) * width, sizeof(float) * size_t(valid));
+    }
+  });
+}
+
+void linear_dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_out, int64_t n_in, const float* x, int64_t n_rows,
+                  float* y) {
+  const auto& k = kernels();
+  const int64_t pieces = (n_out + kDenseRows - 1) / kDenseRows;
+  pool()->parallel_for(pieces * ((n_rows + kDenseTokens - 1) / kDenseTokens), [&](int64_t item, Memory&) {
+    const int64_t first = item / pieces * kDenseTokens, n = std::min(kDenseTokens, n_rows - first), begin = item % pieces * kDenseRows;
+    for (int64_t o = begin; o < std::min(begin + kDenseRows, n_out); o += 4) {
+      const char* from = static_cast<const char*>(w) + o * w_stride * (is_bf16 ? 2 : 4);
+      k.dense(from, is_bf16, w_stride, std::min<int64_t>(4, n_out - o), x + first * n_in, n, n_in, y + first * n_out + o, n_out);
+    }
+  });
+}
+
+}  // namespace libremoe

@@ -1,0 +1,332 @@
+// Activations times quantised weights: out (tokens, strip of outputs), for few tokens straight from the stored weights, for
+// many from a panel of unpacked codes that stays in the L2 cache. Numerics: types.h. Included by isa.h.
+
+// Tile rows and tokens that a micro kernel holds at a time.
+#if defined(LIBREMOE_AVX512)
+constexpr int kTileRows = 4, kMostTokens = 6;  // 24 of 32 registers hold sums
+#elif defined(LIBREMOE_AVX2)
+constexpr int kTileRows = 2, kMostTokens = 2;  // pairs of registers: 8 of 16
+#else
+constexpr int kTileRows = 1, kMostTokens = 1;
+#endif
+
+// What a micro kernel walks over. tile and scale point at block 0 / group 0 of up to four tile rows.
+struct Walk {
+  const uint8_t* tile[4];
+  int64_t tile_step;      // bytes from a tile to the next in the same tile row
+  const void* scale[4];
+  int64_t scale_step;     // elements from a group's scales to the next group's
+  bool scale_is_f32;
+  int64_t first, last;    // blocks of 64 inputs
+  int32_t offset;         // the code that means zero
+  int64_t n_parts;        // 32-input or 64-input blocks that have scales, in the whole weight
+  int64_t group_parts;    // of those in a group
+  const int8_t* q;        // first token's; tokens follow at blocks * 64
+  const float* x_scale;
+  const int32_t* sum;
+  int64_t blocks;
+  float *out, *group;     // (tokens, stride)
+  int64_t stride;
+};
+
+LIBREMOE_INLINE F16 load_scale(const void* scales, int64_t at, bool is_f32) {
+  return is_f32 ? load(static_cast<const float*>(scales) + at) : load_bf16(static_cast<const uint16_t*>(scales) + at);
+}
+
+LIBREMOE_INLINE int32_t four_codes(const int8_t* q) { int32_t a; __builtin_memcpy(&a, q, 4); return a; }
+
+// kRows tile rows x kTokens tokens over blocks first..last. kPartRows: 16 rows of codes share a sum, or 8 (groups of 32).
+template <class Format, int kRows, int kTokens, int kPartRows>
+static void micro(const Walk& w) {
+  F16 out[kTokens][kRows];
+  for (int t = 0; t < kTokens; t++)
+    for (int r = 0; r < kRows; r++) out[t][r] = load(w.out + t * w.stride + r * 16);
+  constexpr int kParts = 16 / kPartRows;
+  const bool spans = w.group_parts > 1;
+  int64_t group = w.first * kParts / w.group_parts, left = (group + 1) * w.group_parts - w.first * kParts;
+  for (int64_t b = w.first; b < w.last; b++) {
+    const uint8_t* tile[kRows];
+    for (int r = 0; r < kRows; r++) tile[r] = w.tile[r] + b * w.tile_step;
+    unroll<kParts>([&](auto part_constant) __attribute__((always_inline)) {
+      constexpr int part = decltype(part_constant)::value;
+      const int64_t index = b * kParts + part;
+      if (index >= w.n_parts) return;
+      I16 sum[kTokens][kRows];
+      for (int t = 0; t < kTokens; t++) {
+        const int32_t* s = w.sum + (t * w.blocks + b) * 2;
+        const I16 start = set1_i(-w.offset * (kParts == 1 ? s[0] + s[1] : s[part]));
+        for (int r = 0; r < kRows; r++) sum[t][r] = start;
+      }
+      unroll<kPartRows>([&](auto row_constant) __attribute__((always_inline)) {
+        constexpr int row = part * kPartRows + decltype(row_constant)::value;
+        B64 codes[kRows];
+        for (int r = 0; r < kRows; r++) codes[r] = Format::template row<row>(tile[r]);
+        for (int t = 0; t < kTokens; t++) {
+          const int32_t a = four_codes(w.q + (t * w.blocks + b) * 64 + row * 4);
+          for (int r = 0; r < kRows; r++) sum[t][r] = dot<Format::kWide>(sum[t][r], codes[r], a);
+        }
+      });
+      const bool ends = --left == 0 || index + 1 == w.n_parts;
+      for (int r = 0; r < kRows; r++) {
+        const F16 scale = load_scale(w.scale[r], group * w.scale_step, w.scale_is_f32);
+        for (int t = 0; t < kTokens; t++) {
+          F16 g = to_float(sum[t][r]) * set1(w.x_scale[t * w.blocks + b]);
+          if (spans) {
+            float* kept = w.group + t * w.stride + r * 16;
+            g = fma(to_float(sum[t][r]), set1(w.x_scale[t * w.blocks + b]), load(kept));
+            store(kept, ends ? set1(0) : g);
+          }
+          if (ends) out[t][r] = fma(g, scale, out[t][r]);
+        }
+      }
+      if (left == 0) group++, left = w.group_parts;
+    });
+  }
+  for (int t = 0; t < kTokens; t++)
+    for (int r = 0; r < kRows; r++) store(w.out + t * w.stride + r * 16, out[t][r]);
+}
+
+template <class Format, int kPartRows, int kTokens>
+LIBREMOE_INLINE void step_tokens(Walk& w, int64_t& left) {
+  if constexpr (kTokens <= kMostTokens) {
+    for (; left >= kTokens; left -= kTokens) {
+      for (int r = 0; r < 4; r += kTileRows) {
+        Walk rows = w;
+        for (int i = 0; i < kTileRows; i++) rows.tile[i] = w.tile[r + i], rows.scale[i] = w.scale[r + i];
+        rows.out += 16 * r, rows.group += 16 * r;
+        micro<Format, kTileRows, kTokens, kPartRows>(rows);
+      }
+      w.q += kTokens * w.blocks * 64, w.x_scale += kTokens * w.blocks, w.sum += kTokens * w.blocks * 2;
+      w.out += kTokens * w.stride, w.group += kTokens * w.stride;
+    }
+  }
+}
+
+// All of n tokens, as many at a time as registers hold.
+template <class Format, int kPartRows>
+static void all_tokens(Walk w, int64_t n) {
+  if (n == 8) step_tokens<Format, kPartRows, 4>(w, n);  // 4 + 4 rather than 6 + 2
+  step_tokens<Format, kPartRows, 6>(w, n);
+  step_tokens<Format, kPartRows, 4>(w, n);
+  step_tokens<Format, kPartRows, 2>(w, n);
+  step_tokens<Format, kPartRows, 1>(w, n);
+}
+
+template <class Format>
+LIBREMOE_INLINE void dots_of(const Walk& w, int64_t n, bool half_blocks) {
+  half_blocks ? all_tokens<Format, 8>(w, n) : all_tokens<Format, 16>(w, n);
+}
+
+// The codes of blocks first..last of four tile rows into panel (block, tile row) of 1024 bytes each.
+template <class Format>
+static void unpack(const Walk& w, uint8_t* panel) {
+  for (int64_t b = w.first; b < w.last; b++)
+    for (int r = 0; r < 4; r++, panel += 1024) {
+      const uint8_t* tile = w.tile[r] + b * w.tile_step;
+      unroll<16>([&](auto row) __attribute__((always_inline)) {
+        store_bytes(panel + 64 * decltype(row)::value, Format::template row<decltype(row)::value>(tile));
+      });
+    }
+}
+
+// Where a 64 x 64 piece of a columns weight can be read: in place, or from a padded copy at the edges.
+LIBREMOE_INLINE const int8_t* columns_piece(const Weight& w, int64_t out0, int64_t in0, int8_t* copy, int64_t& stride) {
+  const int8_t* data = reinterpret_cast<const int8_t*>(w.data) + in0 * w.data_stride + out0;
+  const int64_t n_in = w.n_in - in0, n_out = w.n_out - out0;
+  stride = w.data_stride;
+  if (n_in >= 64 && n_out >= 64) return data;
+  __builtin_memset(copy, 0, 64 * 64);
+  for (int64_t i = 0; i < n_in && i < 64; i++) __builtin_memcpy(copy + i * 64, data + i * stride, size_t(n_out < 64 ? n_out : 64));
+  stride = 64;
+  return copy;
+}
+
+// interleave() leaves outputs in an order of its own (a 4 x 4 transpose of quarters); this goes there and back.
+LIBREMOE_INLINE void swap_quarters(float* p) {
+  float t[64];
+  __builtin_memcpy(t, p, sizeof t);
+  for (int j = 0; j < 4; j++)
+    for (int lane = 0; lane < 4; lane++) __builtin_memcpy(p + 16 * j + 4 * lane, t + 16 * lane + 4 * j, 16);
+}
+
+static void columns_scales(const Weight& w, int64_t group, int64_t out0, float scales[64]) {
+  for (int i = 0; i < 64; i++) {
+    const int64_t at = group * w.scale_stride + out0 + i;
+    uint32_t bits = 0;
+    if (out0 + i < w.n_out) {
+      if (w.scale_is_f32) __builtin_memcpy(&bits, static_cast<const float*>(w.scales) + at, 4);
+      else bits = uint32_t(static_cast<const uint16_t*>(w.scales)[at]) << 16;
+    }
+    __builtin_memcpy(scales + i, &bits, 4);
+  }
+}
+
+// kTokens tokens x 64 outputs over inputs in0..in0 + 4 * kPartRows of one piece: adds dot * activation scale to group.
+template <int kTokens, int kPartRows>
+LIBREMOE_INLINE void columns_piece_dot(const int8_t* piece, int64_t stride, const int8_t* q, int64_t q_stride, const int32_t* sums,
+                                       const float* x_scale, int64_t blocks, float* group, int64_t group_stride) {
+  I16 sum[kTokens][4];
+  for (int t = 0; t < kTokens; t++) {
+    const int32_t* s = sums + t * blocks * 2;
+    for (int j = 0; j < 4; j++) sum[t][j] = set1_i(-128 * (kPartRows == 16 ? s[0] + s[1] : s[0]));
+  }
+  for (int row = 0; row < kPartRows; row++) {
+    B64 codes[4];
+    interleave(piece + row * 4 * stride, stride, codes);
+    for (int t = 0; t < kTokens; t++) {
+      const int32_t a = four_codes(q + t * q_stride + row * 4);
+      for (int j = 0; j < 4; j++) sum[t][j] = dot<true>(sum[t][j], codes[j], a);
+    }
+  }
+  for (int t = 0; t < kTokens; t++)
+    for (int j = 0; j < 4; j++) {
+      float* g = group + t * group_stride + 16 * j;
+      store(g, fma(to_float(sum[t][j]), set1(x_scale[t * blocks]), load(g)));
+    }
+}
+
+// Few tokens times a wide strip of a columns weight, in place. The order of pieces follows each input's row of outputs.
+template <int kPartRows>
+static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int64_t n, int64_t out0, int64_t width, float* group,
+                        float* out) {
+  constexpr int kParts = 16 / kPartRows;
+  const int64_t group_parts = w.group / (4 * kPartRows), n_parts = (w.n_in + 4 * kPartRows - 1) / (4 * kPartRows);
+  __builtin_memset(group, 0, sizeof(float) * size_t(n * width));
+  for (int64_t part = 0; part < n_parts; part++) {
+    const int64_t b = part / kParts, in0 = part * 4 * kPartRows;
+    const bool ends = (part + 1) % group_parts == 0 || part + 1 == n_parts;
+    for (int64_t o = 0; o < width && out0 + o < w.n_out; o += 64) {
+      int8_t copy[64 * 64];
+      int64_t stride;
+      const int8_t* piece = columns_piece(w, out0 + o, in0, copy, stride);
+      for (int64_t i = 0; i < 4 * kPartRows; i++) __builtin_prefetch(piece + i * stride + 128);
+      for (int64_t t = 0; t < n;) {
+        const int8_t* q = x.q + (slot0 + t) * x.blocks * 64 + in0;
+        const float* xs = x.scale + (slot0 + t) * x.blocks + b;
+        const int32_t* sums = x.sum + (slot0 + t) * x.blocks * 2 + part * 2 / kParts;
+        float* g = group + t * width + o;
+        if (n - t >= 4) columns_piece_dot<4, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 4;
+        else if (n - t >= 2) columns_piece_dot<2, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 2;
+        else columns_piece_dot<1, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 1;
+      }
+      if (!ends) continue;
+      float scales[64];
+      columns_scales(w, part / group_parts, out0 + o, scales);
+      for (int64_t t = 0; t < n; t++) {
+        float* g = group + t * width + o;
+        swap_quarters(g);
+        for (int j = 0; j < 64; j += 16) {
+          float* y = out + t * width + o + j;
+          store(y, fma(load(g + j), load(scales + j), load(y)));
+          store(g + j, set1(0));
+        }
+      }
+    }
+  }
+}
+
+static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t last, uint8_t* panel) {
+  for (int64_t b = first; b < last; b++, panel += 4096) {
+    int8_t copy[64 * 64];
+    int64_t stride;
+    const int8_t* piece = columns_piece(w, out0, b * 64, copy, stride);
+    for (int row = 0; row < 16; row++) {
+      B64 codes[4];
+      interleave(piece + row * 4 * stride, stride, codes);
+      for (int j = 0; j < 4; j++) {  // quarter `lane` of codes[j] belongs to tile row `lane`
+        uint8_t bytes[64];
+        store_bytes(bytes, codes[j]);
+        for (int lane = 0; lane < 4; lane++) __builtin_memcpy(panel + 1024 * lane + 64 * row + 16 * j, bytes + 16 * lane, 16);
+      }
+    }
+  }
+}
+
+static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t out0, Scratch& scratch, float* out) {
+  static constexpr int kBytes[] = {Int8::kBytes, Int4::kBytes, Int3::kBytes, Int2::kBytes};
+  static constexpr int kOffset[] = {Int8::kOffset, Int4::kOffset, Int3::kOffset, Int2::kOffset};
+  const int64_t tiles = (w.n_in + 63) / 64, tile_rows = (w.n_out + 15) / 16, groups = (w.n_in + w.group - 1) / w.group;
+  const int64_t scale_bytes = w.scale_is_f32 ? 4 : 2, part = w.group % 64 ? 32 : 64;
+  Walk walk;
+  walk.tile_step = kBytes[w.format];
+  walk.scale_step = w.columns ? w.scale_stride : 16;
+  for (int r = 0; r < 4; r++) {  // rows past the end repeat the last one; product() clears their outputs
+    int64_t p = out0 / 16 + r;
+    p = p < tile_rows ? p : tile_rows - 1;
+    walk.tile[r] = w.columns ? nullptr : w.data + p * tiles * walk.tile_step;
+    walk.scale[r] = static_cast<const uint8_t*>(w.scales) + p * 16 * (w.columns ? 1 : groups) * scale_bytes;
+  }
+  walk.scale_is_f32 = w.scale_is_f32;
+  walk.offset = kOffset[w.format];
+  walk.first = 0, walk.last = tiles;
+  walk.n_parts = (w.n_in + part - 1) / part, walk.group_parts = w.group / part;
+  walk.q = x.q + slot0 * x.blocks * 64, walk.x_scale = x.scale + slot0 * x.blocks, walk.sum = x.sum + slot0 * x.blocks * 2;
+  walk.blocks = x.blocks;
+  walk.out = out, walk.group = scratch.group, walk.stride = kStrip;
+  return walk;
+}
+
+// Few tokens: codes are unpacked in registers. Where tokens go in several turns, a piece at a time that the L2 cache keeps.
+template <class Format>
+static void product_few(const Walk& whole, int64_t n, bool half_blocks) {
+  const int64_t step = n == 1 ? whole.last : 16;
+  for (int64_t first = 0; first < whole.last; first += step) {
+    Walk walk = whole;
+    walk.first = first, walk.last = first + step < whole.last ? first + step : whole.last;
+    dots_of<Format>(walk, n, half_blocks);
+  }
+}
+
+// n tokens times the codes of a walk, one byte each, which may exceed 127 only where `wide`.
+using Dots = void (*)(const Walk& w, int64_t n, bool half_blocks, bool wide);
+static void vector_dots(const Walk& w, int64_t n, bool half_blocks, bool wide) {
+#if defined(LIBREMOE_AVX2)  // the only body that multiplies narrow codes faster
+  if (!wide) return dots_of<Narrow>(w, n, half_blocks);
+#endif
+  (void)wide;
+  dots_of<Int8>(w, n, half_blocks);
+}
+
+// Many tokens: panels of codes, each multiplied with all tokens (by `dots`) while it is in the cache.
+static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t out0, Scratch& scratch, Dots dots) {
+  for (int64_t first = 0; first < whole.last; first += kPanelBlocks) {
+    Walk walk = whole;
+    walk.first = first;
+    walk.last = first + kPanelBlocks < whole.last ? first + kPanelBlocks : whole.last;
+    if (w.columns || w.format != kInt8) {
+      if (w.columns) columns_unpack(w, out0, walk.first, walk.last, scratch.panel);
+      else if (w.format == kInt4) unpack<Int4>(walk, scratch.panel);
+      else if (w.format == kInt3) unpack<Int3>(walk, scratch.panel);
+      else unpack<Int2>(walk, scratch.panel);
+      for (int r = 0; r < 4; r++) walk.tile[r] = scratch.panel + 1024 * r - first * 4096;
+      walk.tile_step = 4096;
+    }
+    dots(walk, n, w.group % 64, w.format == kInt8);
+  }
+}
+
+template <Dots kDots>
+static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
+                    Scratch& scratch, float* out) {
+  const int64_t n = slot1 - slot0;
+  const bool half_blocks = w.group % 64;
+  __builtin_memset(out, 0, sizeof(float) * size_t(n * width));
+  if (w.columns && (n <= kFewTokens || out0 + kStrip > w.n_out)) {
+    for (int64_t t = 0; t < n; t += kFewTokens) {
+      const int64_t some = n - t < kFewTokens ? n - t : kFewTokens;
+      (half_blocks ? columns_few<8> : columns_few<16>)(w, x, slot0 + t, some, out0, width, scratch.group, out + t * width);
+    }
+    return;
+  }
+  const Walk walk = walk_of(w, x, slot0, out0, scratch, out);
+  if (walk.group_parts > 1) __builtin_memset(scratch.group, 0, sizeof(float) * size_t(n * width));
+  if (n > kFewTokens) product_many(w, walk, n, out0, scratch, kDots);
+  else if (w.format == kInt8) product_few<Int8>(walk, n, half_blocks);
+  else if (w.format == kInt4) product_few<Int4>(walk, n, half_blocks);
+  else if (w.format == kInt3) product_few<Int3>(walk, n, half_blocks);
+  else product_few<Int2>(walk, n, half_blocks);
+  const bool doubled = w.format == kInt3 || w.format == kInt2;
+  const int64_t valid = w.n_out - out0 < width ? w.n_out - out0 : width;
+  for (int64_t t = 0; t < n && (doubled || valid < width); t++)
+    for (int64_t o = 0; o < width; o++) out[t * width + o] = o < valid ? out[t * width + o] * (doubled ? 0.5f : 1.0f) : 0.0f;
+}

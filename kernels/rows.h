@@ -1,0 +1,150 @@
+// What works on one row at a time: quantisation of activations, plain f32 and bf16 products, activation functions, norms,
+// rotation, routing. Each row's bits depend on that row alone. Included by isa.h.
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+
+// exp(x) for x in [-87, 88], clamped to it; NaN stays NaN. 2^n * Taylor to the 7th power on |r| <= ln(2) / 2: error < 1e-7.
+LIBREMOE_INLINE F16 exp(F16 x) {
+  x = min(set1(88.0f), max(set1(-87.0f), x));
+  const F16 shifted = fma(x, set1(1.44269504f), set1(kRound));
+  const F16 n = shifted - set1(kRound);
+  F16 r = fma(n, set1(-0.693145752f), x);  // ln(2) in two parts, the first exact in products with n
+  r = fma(n, set1(-1.42860677e-6f), r);
+  F16 p = set1(1.0f / 5040);
+  const float coefficients[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (float c : coefficients) p = fma(p, r, set1(c));
+  return add_exponent(p, shifted);
+}
+
+LIBREMOE_INLINE F16 sigmoid(F16 x) { return set1(1.0f) / (set1(1.0f) + exp(set1(0.0f) - x)); }
+
+LIBREMOE_INLINE F16 tanh(F16 x) { return set1(1.0f) - set1(2.0f) / (set1(1.0f) + exp(x + x)); }
+
+static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, int8_t* q, float* scale, int32_t* sum) {
+  for (int64_t b = block0; b < block1; b++) {
+    float v[64] = {};
+    const int64_t n = n_in - b * 64 < 64 ? n_in - b * 64 : 64;
+    __builtin_memcpy(v, x + b * 64, sizeof(float) * size_t(n));
+    int32_t bits[64], peak_bits = 0;
+    __builtin_memcpy(bits, v, sizeof bits);
+    for (int i = 0; i < 64; i++) {  // magnitudes order as their bits do, and what is not finite comes out on top
+      int32_t magnitude = bits[i] & 0x7FFFFFFF;
+      peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
+    }
+    float peak;
+    __builtin_memcpy(&peak, &peak_bits, 4);
+    const bool finite = peak_bits < 0x7F800000, tiny = peak < 1e-35f;  // 127 / peak must not overflow
+    const float inverse = tiny || !finite ? 0.0f : 127.0f / peak;
+    scale[b] = !finite ? __builtin_nanf("") : tiny ? 0.0f : peak / 127.0f;
+    int32_t sums[2] = {};
+    for (int i = 0; i < 64; i++) {
+      float r = (finite ? v[i] : 0.0f) * inverse + kRound;
+      int32_t code;
+      __builtin_memcpy(&code, &r, 4);
+      bits[i] = code - 0x4B400000;
+    }
+    for (int i = 0; i < 32; i++) sums[0] += bits[i], sums[1] += bits[32 + i];
+    for (int i = 0; i < 64; i++) q[b * 64 + i] = int8_t(bits[i]);
+    sum[2 * b] = sums[0], sum[2 * b + 1] = sums[1];
+  }
+}
+
+LIBREMOE_INLINE F16 load_tail(const float* p, int64_t n) {
+  if (n >= 16) return load(p);
+  float v[16] = {};
+  __builtin_memcpy(v, p, sizeof(float) * size_t(n));
+  return load(v);
+}
+
+LIBREMOE_INLINE F16 load_weights(const void* w, bool is_bf16, int64_t at, int64_t n) {
+  if (!is_bf16) return load_tail(static_cast<const float*>(w) + at, n);
+  const uint16_t* p = static_cast<const uint16_t*>(w) + at;
+  if (n >= 16) return load_bf16(p);
+  uint16_t v[16] = {};
+  __builtin_memcpy(v, p, sizeof(uint16_t) * size_t(n));
+  return load_bf16(v);
+}
+
+// kTokens rows of x times 4 outputs; lane l of a sum holds inputs l, l + 16, ...: the order is the same for any kTokens.
+template <int kTokens, bool kBf16>
+static void dense_tokens(const void* w, const int64_t at[4], int64_t n_valid, const float* x, int64_t n_in, float* y,
+                         int64_t y_stride) {
+  F16 sum[kTokens][4];
+  for (int t = 0; t < kTokens; t++)
+    for (int o = 0; o < 4; o++) sum[t][o] = set1(0);
+  for (int64_t i = 0; i < n_in; i += 16) {
+    F16 weights[4];
+    for (int o = 0; o < 4; o++) weights[o] = load_weights(w, kBf16, at[o] + i, n_in - i);
+    for (int t = 0; t < kTokens; t++) {
+      const F16 v = load_tail(x + t * n_in + i, n_in - i);
+      for (int o = 0; o < 4; o++) sum[t][o] = fma(v, weights[o], sum[t][o]);
+    }
+  }
+  for (int t = 0; t < kTokens; t++)
+    for (int64_t o = 0; o < n_valid; o++) y[t * y_stride + o] = hsum(sum[t][o]);
+}
+
+template <bool kBf16>
+LIBREMOE_INLINE void dense_rows(const void* w, const int64_t at[4], int64_t n_valid, const float* x, int64_t n, int64_t n_in,
+                                float* y, int64_t y_stride) {
+  for (; n >= 4; n -= 4, x += 4 * n_in, y += 4 * y_stride) dense_tokens<4, kBf16>(w, at, n_valid, x, n_in, y, y_stride);
+  for (; n >= 1; n -= 1, x += n_in, y += y_stride) dense_tokens<1, kBf16>(w, at, n_valid, x, n_in, y, y_stride);
+}
+
+static void dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_valid, const float* x, int64_t n_rows, int64_t n_in,
+                  float* y, int64_t y_stride) {
+  int64_t at[4];
+  for (int64_t o = 0; o < 4; o++) at[o] = (o < n_valid ? o : n_valid - 1) * w_stride;
+  is_bf16 ? dense_rows<true>(w, at, n_valid, x, n_rows, n_in, y, y_stride)
+          : dense_rows<false>(w, at, n_valid, x, n_rows, n_in, y, y_stride);
+}
+
+// gate = act(gate) * up; n is a multiple of 16. GELU in the tanh form: x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
+static void activate(float* gate, const float* up, int64_t n, bool gelu) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const F16 x = load(gate + i);
+    const F16 inner = gelu ? set1(1.59576912f) * fma(set1(0.044715f) * x * x, x, x) : x;
+    store(gate + i, x * sigmoid(inner) * load(up + i));
+  }
+}
+
+static void rms_norm(const float* x, const float* weight, float eps, int64_t dim, float* y) {
+  F16 squares = set1(0);
+  for (int64_t i = 0; i < dim; i += 16) {
+    const F16 v = load_tail(x + i, dim - i);
+    squares = fma(v, v, squares);
+  }
+  const float scale = 1.0f / __builtin_sqrtf(hsum(squares) / float(dim) + eps);
+  for (int64_t i = 0; i < dim; i++) y[i] = x[i] * scale * weight[i];
+}
+
+static void rope(const float* x, const float* cos, const float* sin, int64_t half, float* y) {
+  for (int64_t i = 0; i < half; i++) {
+    const float a = x[i], b = x[half + i];
+    y[i] = a * cos[i] - b * sin[i];
+    y[half + i] = b * cos[i] + a * sin[i];
+  }
+}
+
+// Softmax over all experts, then the n_active most probable; the lower index wins on equal values. work: n_experts + 16.
+static void route(const float* logits, int64_t n_experts, int64_t n_active, bool renormalise, float* work, int64_t* ids,
+                  float* gates) {
+  float peak = logits[0];
+  for (int64_t e = 1; e < n_experts; e++) peak = logits[e] > peak ? logits[e] : peak;
+  float total = 0;
+  for (int64_t e = 0; e < n_experts; e += 16) store(work + e, exp(load_tail(logits + e, n_experts - e) - set1(peak)));
+  for (int64_t e = 0; e < n_experts; e++) total += work[e];
+  for (int64_t e = 0; e < n_experts; e++) work[e] /= total;
+  float chosen = 0;
+  for (int64_t a = 0; a < n_active; a++) {
+    int64_t best = -1;
+    for (int64_t e = 0; e < n_experts; e++) {
+      bool taken = false;
+      for (int64_t i = 0; i < a; i++) taken = taken || ids[i] == e;
+      if (!taken && (best < 0 || work[e] > work[best])) best = e;
+    }
+    ids[a] = best, gates[a] = work[best];
+    chosen += gates[a];
+  }
+  for (int64_t a = 0; renormalise && a < n_active; a++) gates[a] /= chosen;
+}

@@ -1,0 +1,96 @@
+// What the drivers (matmul.cpp, moe.cpp, attention.cpp) and the per-instruction-set bodies share: plain structs whose
+// pointers carry their shapes, and the table of functions that each instruction set fills in. No standard-library templates
+// here: bodies are compiled with different target flags, and a shared inline function would leak one set into another.
+//
+// Numerics, the same for every instruction set, batch and thread count, so that results are equal bit for bit:
+//   activations are int8 per 64 inputs, q = round_half_even(x * (127 / absmax)), scale = absmax / 127;
+//   a weight block is 64 inputs, or 32 where the group is no multiple of 64; of each block dot = sum q * (code - offset) exactly
+//   (formats with a half offset use doubled codes and halve the end result);
+//   g = fma(float(dot), activation scale, g) over the blocks of a group; y = fma(g, weight scale, y) over groups, in order.
+#pragma once
+#include <cstdint>
+
+namespace libremoe {
+
+enum FormatId { kInt8 = 0, kInt4 = 1, kInt3 = 2, kInt2 = 3 };
+constexpr int kFormats = 4;
+
+// A quantised weight of logical shape (n_out, n_in); layouts and codes are defined by libremoe/quant.py.
+struct Weight {
+  const uint8_t* data;  // tiles: (ceil(n_out / 16), ceil(n_in / 64), tile bytes); columns: (n_in, data_stride) signed
+  const void* scales;   // tiles: (ceil(n_out / 16), n_groups, 16); columns: (n_groups, scale_stride)
+  int64_t data_stride, scale_stride;  // columns only, in elements
+  int64_t n_out, n_in, group;
+  int format;         // FormatId
+  bool scale_is_f32;  // else bfloat16
+  bool columns;       // the official layout, int8 only
+};
+
+// Rows of int8 activations: q (rows, blocks * 64), padded with zeros; scale (rows, blocks); sum of q (rows, blocks * 2).
+struct Quantised {
+  int8_t* q;
+  float* scale;
+  int32_t* sum;
+  int64_t blocks;
+};
+
+constexpr int64_t kStrip = 64;          // outputs of one work item: four tile rows, four read streams
+constexpr int64_t kColumnsStrip = 512;  // the same for the columns layout with few tokens: long runs of each input's row
+constexpr int64_t kFewTokens = 8;       // up to here weights are streamed once and never copied
+constexpr int64_t kTokenChunk = 512;    // tokens that a strip's accumulators are held for
+constexpr int64_t kPanelBlocks = 64;    // blocks of 64 inputs unpacked at a time: a 256 KiB panel stays in the L2 cache
+
+// One thread's working memory. out and group hold (kTokenChunk, kStrip), equally (kFewTokens, kColumnsStrip).
+struct Scratch {
+  uint8_t* panel;      // (kPanelBlocks, 4 tiles of 1024 bytes)
+  float *out, *out2;   // products; two for gate and up
+  float* group;        // sums of groups that span several blocks
+};
+constexpr int64_t kOutFloats = kTokenChunk * kStrip;
+
+// Queries of one kv head against a run of its keys: the unit of attention.cpp.
+struct AttendArgs {
+  const float* q;        // (rows, q_stride) query rows of this kv head, head_dim each
+  int64_t q_stride;
+  const int64_t* visible_from;  // (rows) first key position seen
+  const int64_t* visible_to;    // (rows) one past the last
+  int64_t rows, head_dim;
+  const void* k;         // one block's first key of this head
+  const void* v;
+  int64_t kv_stride;     // elements between consecutive keys
+  bool kv_is_bf16;
+  int64_t key0, n_keys;  // position of the block's first key, keys present (at most 64)
+  float scale, softcap;  // softcap 0: none
+  float* m;              // (rows) running maximum
+  float* l;              // (rows) running sum
+  float* acc;            // (rows, head_dim) running weighted values
+  float* work;           // (64, head_dim) keys and the same of values as float, then 64 weights
+};
+
+struct Kernels {
+  const char* name;
+  // Blocks block0..block1 of one row x (n_in floats) into that row's q, scale and sum.
+  void (*quantise)(const float* x, int64_t n_in, int64_t block0, int64_t block1, int8_t* q, float* scale, int32_t* sum);
+  // out (slot1 - slot0, width) = rows slot0..slot1 of x times outputs out0..out0 + width. out0 is a multiple of 64 and width
+  // is 64 (512 for columns with at most kFewTokens rows); outputs past n_out come out as zero.
+  void (*product)(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
+                  Scratch& scratch, float* out);
+  // y[n * y_stride + o] for rows 0..n_rows of x (n_in floats each) and 4 outputs at w (n_valid of them real), f32 or bf16.
+  void (*dense)(const void* w, bool is_bf16, int64_t w_stride, int64_t n_valid, const float* x, int64_t n_rows, int64_t n_in,
+                float* y, int64_t y_stride);
+  void (*activate)(float* gate, const float* up, int64_t n, bool gelu);  // gate = act(gate) * up
+  void (*attend)(const AttendArgs& a);
+  // (m, l, acc) = the softmax state merged with another one over the following keys.
+  void (*attend_merge)(float* m, float* l, float* acc, float m2, float l2, const float* acc2, int64_t head_dim);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t dim, float* y);
+  void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, float* y);
+  void (*route)(const float* logits, int64_t n_experts, int64_t n_active, bool renormalise, float* work, int64_t* ids,
+                float* gates);
+  double (*peak)(int64_t iterations);  // multiply-adds of int8 in registers done; for bench/kernels.py
+  uint64_t (*read)(const uint8_t* data, int64_t bytes);  // xor of everything, four streams
+};
+
+// Chosen by cpuid at start, LIBREMOE_ISA, or use_isa(). See dispatch.cpp.
+const Kernels& kernels();
+
+}  // namespace libremoe

@@ -1,0 +1,200 @@
+"""The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor. Zero-copy both ways.
+
+Activations are int8 per 64 inputs where weights are quantised (kernels/types.h says how exactly); everything else is float32.
+A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set. Whatever the
+kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32, and
+attention with tokens that must not be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from weakref import WeakKeyDictionary
+
+import torch
+
+from libremoe import _kernels
+from libremoe.batch import Batch, LayerCache
+from libremoe.experts import Expert, Weight
+from libremoe.ops import reference
+from libremoe.quant import QuantTensor
+
+embed = reference.embed
+
+_FORMAT_NUMBERS = {"int8": 0, "int4": 1, "int3": 2, "int2": 3}  # FormatId of kernels/types.h
+_FLOATS = (torch.float32, torch.bfloat16)
+
+# What the kernels know a weight by, made on first use and dropped with the weight.
+_weights: WeakKeyDictionary[QuantTensor, _kernels.Weight | None] = WeakKeyDictionary()
+_experts: WeakKeyDictionary[Expert, _kernels.Expert | None] = WeakKeyDictionary()
+
+
+def linear(x_NI: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """See reference.linear."""
+    if not _is_plain(x_NI):
+        return reference.linear(x_NI, weight)
+    out_NO = torch.empty(x_NI.shape[0], weight.shape[0])
+    if isinstance(weight, QuantTensor):
+        known = _weight(weight)
+        if known is None:
+            return reference.linear(x_NI, weight)
+        _kernels.linear(known, _float(x_NI), out_NO)
+    elif _is_plain(weight):
+        weight = weight.detach()
+        _kernels.linear_dense(weight if weight.stride(-1) == 1 else weight.contiguous(), _float(x_NI), out_NO)
+    else:
+        return reference.linear(x_NI, weight)
+    return out_NO.to(x_NI.dtype)
+
+
+def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """See reference.rms_norm."""
+    if not _is_plain(x_ND, weight_D):
+        return reference.rms_norm(x_ND, weight_D, eps)
+    x = _float(x_ND)
+    out = torch.empty_like(x)
+    _kernels.rms_norm(x, _float(weight_D), eps, out)
+    return out.to(x_ND.dtype)
+
+
+def rope(x_NHK: torch.Tensor, positions_N: torch.Tensor, theta: float) -> torch.Tensor:
+    """See reference.rope."""
+    if not _is_plain(x_NHK) or not len(positions_N):
+        return reference.rope(x_NHK, positions_N, theta)
+    n_positions = 1 << int(positions_N.max()).bit_length()
+    cos, sin = _rope_table(theta, x_NHK.shape[-1] // 2, max(n_positions, 512))
+    x = _float(x_NHK)
+    out = torch.empty_like(x)
+    _kernels.rope(x, positions_N.contiguous(), cos, sin, out)
+    return out.to(x_NHK.dtype)
+
+
+@lru_cache(maxsize=8)
+def _rope_table(theta: float, half: int, n_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each (n_positions, half) float32, of the float32 angles of reference.rope."""
+    frequency = theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    angle = (torch.arange(n_positions, dtype=torch.float32)[:, None] * frequency).double()
+    return angle.cos().float(), angle.sin().float()
+
+
+def attention(
+    q_NHK: torch.Tensor,
+    k_NGK: torch.Tensor,
+    v_NGK: torch.Tensor,
+    batch: Batch,
+    cache: LayerCache | None,
+    seen_N: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """See reference.attention."""
+    cached = cache is not None and batch.block_tables is not None
+    if (seen_N is not None or not _is_plain(q_NHK, k_NGK, v_NGK) or (cache is not None and not cached)
+            or (cache is not None and not _is_plain(cache.k, cache.v))):
+        return reference.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
+    n, n_heads, head_dim = q_NHK.shape
+    out = torch.empty(n, n_heads * head_dim)
+    _kernels.attention(
+        _float(q_NHK), _float(k_NGK), _float(v_NGK), batch.starts, batch.positions.contiguous(), batch.context_lens,
+        batch.block_tables if cached else None, cache.k if cache else None, cache.v if cache else None,
+        scale, softcap or 0.0, window or 0, out,
+    )
+    return out.to(q_NHK.dtype)
+
+
+def route(logits_NE: torch.Tensor, n_active: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """See reference.route."""
+    if not _is_plain(logits_NE):
+        return reference.route(logits_NE, n_active, renormalise)
+    ids = torch.empty(logits_NE.shape[0], n_active, dtype=torch.int64)
+    gates = torch.empty(logits_NE.shape[0], n_active)
+    _kernels.route(_float(logits_NE), renormalise, ids, gates)
+    return ids, gates
+
+
+def feed_forward(x_ND: torch.Tensor, expert: Expert, activation: str) -> torch.Tensor:
+    """See reference.feed_forward."""
+    if not _is_plain(x_ND):
+        return reference.feed_forward(x_ND, expert, activation)
+    x = _float(x_ND)
+    known = _expert(expert)
+    if known is None or not len(x):
+        gate, up = linear(x, expert.gate), linear(x, expert.up)
+        return linear(reference_activation(gate, activation) * up, expert.down)
+    out = torch.empty_like(x)
+    _kernels.moe(x, torch.zeros(len(x), 1, dtype=torch.int64), torch.ones(len(x), 1), [known], activation == "gelu", out)
+    return out
+
+
+def reference_activation(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    """The activation of reference.feed_forward."""
+    if activation == "gelu":
+        return torch.nn.functional.gelu(gate, approximate="tanh")
+    return torch.nn.functional.silu(gate)
+
+
+def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, get_expert: Callable[[int], Expert],
+        activation: str) -> torch.Tensor:
+    """See reference.moe."""
+    if not _is_plain(x_ND, gates_NA) or not ids_NA.numel():
+        return reference.moe(x_ND, ids_NA, gates_NA, get_expert, activation)
+    chosen = {e: get_expert(e) for e in sorted(set(ids_NA.flatten().tolist()))}
+    gates = gates_NA.to(x_ND.dtype).float().contiguous()
+    known = {e: _expert(expert) for e, expert in chosen.items()}
+    if any(k is None for k in known.values()):
+        return _moe_by_expert(x_ND, ids_NA, gates, chosen, activation)
+    x = _float(x_ND)
+    out = torch.empty_like(x)
+    experts = [known.get(e) for e in range(max(known) + 1)]
+    _kernels.moe(x, ids_NA.contiguous(), gates, experts, activation == "gelu", out)
+    return out.to(x_ND.dtype)
+
+
+def _moe_by_expert(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, chosen: dict[int, Expert],
+                   activation: str) -> torch.Tensor:
+    """reference.moe with this module's products, for weights that the fused kernel does not take."""
+    out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1])
+    for e, expert in chosen.items():
+        rows, places = (ids_NA == e).nonzero(as_tuple=True)
+        out_NAD[rows, places] = feed_forward(x_ND[rows], expert, activation)
+    total = torch.zeros(x_ND.shape)
+    for a in range(ids_NA.shape[1]):
+        total += gates_NA[:, a, None] * out_NAD[:, a]
+    return total.to(x_ND.dtype)
+
+
+def _is_plain(*tensors: torch.Tensor) -> bool:
+    """Float tensors on the processor through which no gradient flows."""
+    grad = torch.is_grad_enabled()
+    return all(t.device.type == "cpu" and t.dtype in _FLOATS and not (grad and t.requires_grad) for t in tensors)
+
+
+def _float(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().float().contiguous()
+
+
+def _weight(weight: QuantTensor) -> _kernels.Weight | None:
+    """None where the kernels cannot multiply it."""
+    if weight not in _weights:
+        _weights[weight] = _make_weight(weight)
+    return _weights[weight]
+
+
+def _make_weight(weight: QuantTensor) -> _kernels.Weight | None:
+    n_out, n_in = weight.shape
+    group = weight.group
+    if group >= n_in:  # one group: any size that covers the inputs means the same
+        group = -(-n_in // 64) * 64
+    if group % 32 or weight.data.device.type != "cpu":
+        return None
+    columns = weight.layout == "columns"
+    return _kernels.Weight(_FORMAT_NUMBERS[weight.format], n_out, n_in, group, columns, weight.data, weight.scales)
+
+
+def _expert(expert: Expert) -> _kernels.Expert | None:
+    if expert not in _experts:
+        parts = [_weight(w) if isinstance(w, QuantTensor) else None for w in (expert.gate, expert.up, expert.down)]
+        _experts[expert] = None if any(p is None for p in parts) else _kernels.Expert(*parts)
+    return _experts[expert]
