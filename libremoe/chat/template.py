@@ -51,7 +51,8 @@ class Prompt:
     template: Literal["transcript", "model"]  # said in every reply
 
 
-def transcript(messages: Sequence[Message], tools: Sequence[Tool] = (), choice: ToolChoice | None = None) -> str:
+def transcript(messages: Sequence[Message], tools: Sequence[Tool] = (), choice: ToolChoice | None = None,
+               examples: Sequence[Message] = EXAMPLES) -> str:
     """The text that a base model continues with the assistant's answer.
 
     A line of a message that begins like a speaker's label is indented by a space, so that nobody can speak for another.
@@ -59,7 +60,7 @@ def transcript(messages: Sequence[Message], tools: Sequence[Tool] = (), choice: 
     system = [m.text for m in messages if m.role == "system"]
     known = instructions(tools, choice or ToolChoice())
     head = "\n\n".join([INTRODUCTION, *system, *([known] if known else [])])
-    turns = [*EXAMPLES, *(m for m in messages if m.role != "system")]
+    turns = [*examples, *(m for m in messages if m.role != "system")]
     blocks = [_LABEL_LINE.sub(" ", head)]
     blocks += [f"{LABELS[turn.role]}: {_LABEL_LINE.sub(' ', _turn_text(turn))}" for turn in turns]
     return "\n\n".join(blocks) + "\n\nAssistant:"
@@ -69,10 +70,15 @@ def _turn_text(turn: Message) -> str:
     return "\n".join(call_text(p) if isinstance(p, ToolCall) else p.text for p in turn.parts).strip()
 
 
-def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_id: int | None, tools: Sequence[Tool] = (),
-                      choice: ToolChoice | None = None) -> Prompt:
-    """bos_id: put in front where the model expects it (the Llama family does, Grok-1 does not)."""
+def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_id: int | None, context_len: int,
+                      tools: Sequence[Tool] = (), choice: ToolChoice | None = None) -> Prompt:
+    """bos_id: put in front where the model expects it (the Llama family does, Grok-1 does not).
+
+    The example turns are left out where the transcript would take more than half of the context.
+    """
     ids = tokenizer.encode_untrusted(transcript(messages, tools, choice))
+    if len(ids) > context_len // 2:
+        ids = tokenizer.encode_untrusted(transcript(messages, tools, choice, examples=()))
     return Prompt(ids if bos_id is None else [bos_id, *ids], STOPS, "transcript")
 
 

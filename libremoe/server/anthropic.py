@@ -27,6 +27,8 @@ async def messages(request: Request) -> Response:
     service.check_model(body.model)
     asked = _asked(body)
     asked.max_tokens = body.max_tokens
+    if body.output_config is not None and body.output_config.format is not None:
+        asked.schema, asked.schema_field = body.output_config.format.schema_, "output_config.format.schema"
     asked.stop = tuple(body.stop_sequences or ())
     asked.sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     turn = await prepare(service, asked)

@@ -214,6 +214,16 @@ class AnthropicToolChoice(Body):
     disable_parallel_tool_use: bool | None = None
 
 
+class AnthropicFormat(Body):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    format: AnthropicFormat | None = None
+
+
 class CountTokensRequest(Body):
     model: Annotated[str, Field(max_length=512)] | None = None
     messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=10_000)]
@@ -228,4 +238,5 @@ class MessagesRequest(CountTokensRequest):
     top_p: Share | None = None
     top_k: Count | None = None
     stop_sequences: Annotated[list[StopText], Field(max_length=16)] | None = None
+    output_config: OutputConfig | None = None
     stream: bool | None = None

@@ -98,14 +98,9 @@ def make_service(lm: LanguageModel, args: argparse.Namespace, access: Access) ->
         engine=threaded, tokenizer=tokenizer, model_id=args.name or Path(args.path).resolve().name,
         context_len=engine.max_tokens, vocab_size=config.vocab_size,
         eos_id=config.eos_id if config.eos_id is not None else tokenizer.eos_id, access=access,
-        metrics=Metrics(threaded.stats, expert_counters(lm)), bos_id=bos_id if config.add_bos else None,
+        metrics=Metrics(threaded.stats), bos_id=bos_id if config.add_bos else None,
         chat_template=ModelTemplate(template, tokenizer) if template is not None else None, settings=settings,
     )
-
-
-def expert_counters(lm: LanguageModel):  # type: ignore[no-untyped-def]
-    """The counters of streamed experts, where the model has such: hits, misses, bytes_read."""
-    return getattr(lm.model.experts, "counters", None)
 
 
 def _template(args: argparse.Namespace) -> str | None:

@@ -77,10 +77,12 @@ class Service:
         if self.chat_template is not None:
             return await self.chat_template.prompt(messages, tools, choice)
         size = sum(len(m.text) for m in messages) + sum(len(t.description) + 500 for t in tools)
-        if size < SHORT_TEXT:
-            return transcript_prompt(messages, self.tokenizer, bos_id=self.bos_id, tools=tools, choice=choice)
-        return await asyncio.to_thread(transcript_prompt, messages, self.tokenizer, bos_id=self.bos_id, tools=tools,
-                                       choice=choice)
+
+        def render() -> Prompt:
+            return transcript_prompt(messages, self.tokenizer, bos_id=self.bos_id, context_len=self.context_len,
+                                     tools=tools, choice=choice)
+
+        return render() if size < SHORT_TEXT else await asyncio.to_thread(render)
 
     async def _in_thread_if_long(self, text: str, work: Callable[[str], list[int]]) -> list[int]:
         return work(text) if len(text) < SHORT_TEXT else await asyncio.to_thread(work, text)

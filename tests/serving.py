@@ -1,0 +1,86 @@
+"""A server in a thread of the test's process, on a free port of loopback: over the stub engine, or a tiny real model."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tiny
+from stub_engine import StubEngine
+
+from libremoe.chat.template import ModelTemplate
+from libremoe.engine.engine import Engine
+from libremoe.engine.threaded import ThreadedEngine
+from libremoe.server.limits import Access
+from libremoe.server.metrics import Metrics
+from libremoe.server.serve import LOOPBACK_HOSTS, Server
+from libremoe.server.service import Service, Settings
+from libremoe.tiny import byte_tokenizer
+from libremoe.tokenizer import Tokenizer, open_tokenizer
+
+VOCAB = 512
+CONTEXT = 4096
+MODEL = "tiny"
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(byte_tokenizer(VOCAB))
+        return open_tokenizer(path)
+
+
+@dataclass
+class Running:
+    service: Service
+    url: str
+    port: int
+    server: Server
+
+
+def service(engine: Any, *, context_len: int, keys: Path | None = None, template: str | None = None,
+            **settings: Any) -> Service:
+    return Service(
+        engine=engine, tokenizer=tokenizer(), model_id=MODEL, context_len=context_len, vocab_size=VOCAB, eos_id=2,
+        access=Access(keys), metrics=Metrics(engine.stats), settings=Settings(**{"hosts": LOOPBACK_HOSTS} | settings),
+        chat_template=ModelTemplate(template, tokenizer()) if template is not None else None,
+    )
+
+
+@contextmanager
+def served(engine: Any, **options: Any) -> Iterator[Running]:
+    """options: keys, template, and those of Settings."""
+    made = service(engine, **{"context_len": CONTEXT} | options)
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        port = listener.getsockname()[1]
+        server = Server(made, 5.0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        try:
+            yield Running(made, f"http://127.0.0.1:{port}", port, server)
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(10)
+            engine.close()
+
+
+def stub(**options: Any) -> StubEngine:
+    return StubEngine(**{"context_len": CONTEXT} | options)
+
+
+def tiny_engine(**options: Any) -> ThreadedEngine:
+    """A Grok of two layers with a byte tokenizer's vocabulary, which says noise, but always the same."""
+    config = dataclasses.replace(tiny.GROK, vocab_size=VOCAB, context_len=CONTEXT)
+    return ThreadedEngine(Engine(tiny.model(config), **options))
