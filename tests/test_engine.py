@@ -117,9 +117,9 @@ def test_pads_in_one_prompt_change_no_other_sequence(ops):
 @pytest.mark.parametrize("step_tokens", [512, 5])
 def test_log_probabilities_of_prompt_and_answer_are_those_of_the_whole_text(ops, step_tokens):
     model = tiny.model(ops=ops)
-    prompt = prompts(1, 150, seed=8)[0]
+    prompt = random.Random(8).choices(range(3, 256), k=150)
     engine = Engine(model, n_blocks=8, max_running=2, step_tokens=step_tokens)
-    generate(engine, prompt, GREEDY)  # so that there is something to share, which must not be shared then
+    generate(engine, prompt, GREEDY)  # so that two blocks could be shared, which must not be: their rows are wanted
     params = SamplingParams(temperature=0, max_tokens=6, logprobs=3, ignore_eos=True)
     seq = engine.add(prompt, params, prompt_logprobs=2)
     outputs = finish(engine)[seq.id]

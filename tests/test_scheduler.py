@@ -60,12 +60,26 @@ def test_random_lives_leak_nothing_and_change_nothing(seed, share_prefixes):
 
 def test_requests_that_arrive_together_compute_their_common_prefix_once():
     model = tiny.CountingModel()
-    engine = Engine(model, n_blocks=64, step_tokens=96)
+    engine = Engine(model, n_blocks=64, step_tokens=2000)
     prompt = [5] * 200
     sequences = [engine.add([*prompt, 10 + i], GREEDY) for i in range(6)]
     finish(engine)
     assert [seq.output_ids for seq in sequences] == [model.continuation([*prompt, 10 + i], 12) for i in range(6)]
     assert [seq.num_shared for seq in sequences] == [0] + [192] * 5
+
+
+def test_the_newest_is_put_back_and_comes_before_those_who_never_ran():
+    model = tiny.CountingModel()
+    engine = Engine(model, n_blocks=4)
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    old, new, waiting = (engine.add([token] * 100, params) for token in (5, 6, 7))
+    while engine.stats().preemptions == 0:
+        engine.step()
+    assert engine.scheduler.running == [old]
+    assert list(engine.scheduler.waiting) == [new, waiting]
+    finish(engine)
+    assert [seq.num_preempted for seq in (old, new, waiting)][:2] == [0, 1]
+    assert new.output_ids == model.continuation([6] * 100, 60)
 
 
 # Ends, errors and bounds.
@@ -221,7 +235,7 @@ def test_idle_blocks_are_evicted_least_recently_used_first_and_only_when_needed(
     finish(engine)
     assert engine.stats().prefix_hit_tokens == BLOCK_SIZE  # a is now the more recent one
     generate(engine, c, one)
-    generate(engine, [8] * (3 * BLOCK_SIZE), one)  # needs a fourth... three blocks: b and then a go, c stays
+    generate(engine, [8] * (3 * BLOCK_SIZE), one)  # needs three: the free one, then b's and a's; c's stays
     hits = engine.stats().prefix_hit_tokens
     generate(engine, c, one)
     assert engine.stats().prefix_hit_tokens == hits + BLOCK_SIZE
