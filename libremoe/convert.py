@@ -36,7 +36,6 @@ from libremoe.weights.native_writer import (
     Layouts,
     complete,
     file_size,
-    sync_folder,
     write_small,
     write_weights,
 )
@@ -118,8 +117,7 @@ def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journ
     about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence,
              "source": reader.kind, "tokenizer": tokenizer[0] if tokenizer else None, "random": random}
     complete(dst, about, {file: done[file] for file in plans}, others)
-    (dst / JOURNAL).unlink()
-    sync_folder(dst)
+    (dst / JOURNAL).unlink()  # not synced: should it come back after a power cut, the next run removes it
     return bar.done - before
 
 
