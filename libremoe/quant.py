@@ -79,6 +79,8 @@ class QuantTensor:
         n_out, n_in = self.shape
         n_groups = -(-n_in // self.group)
         tiles = -(-n_out // TILE_OUT), -(-n_in // TILE_IN)
+        data: tuple[int, ...]
+        scales: tuple[int, ...]
         if self.layout == "tiles":
             data, scales = (*tiles, fmt.tile_bytes), (tiles[0], n_groups, TILE_OUT)
         elif self.layout == "columns" and self.format == "int8":

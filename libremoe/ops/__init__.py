@@ -25,7 +25,7 @@ def choose(device: torch.device | str = "cpu") -> ModuleType:
     if wanted == "reference" or torch.device(device).type != "cpu":
         return reference
     try:
-        from libremoe.ops import cpu
+        import libremoe.ops.cpu as cpu
     except ImportError as error:
         if wanted == "cpu":
             raise LibremoeError(f"LIBREMOE_OPS=cpu, but there are no compiled kernels ({error}): run make") from error
