@@ -131,6 +131,17 @@ def test_a_constraint_steers_its_own_sequence_and_its_failure_ends_no_other():
     assert_empty(engine)
 
 
+def test_penalties_count_the_tokens_of_prompt_and_answer():
+    engine = Engine(tiny.CountingModel(), n_blocks=16)
+    params = SamplingParams(temperature=0, max_tokens=5, frequency_penalty=1.0, ignore_eos=True)
+    turns = engine.add([5, 6], params, constraint=Grammar([40, 41]))  # equal logits, each draw makes one less likely
+    params = SamplingParams(temperature=0, max_tokens=1, repetition_penalty=100.0, logit_bias={40: 1.0})
+    other = engine.add(list(range(3, 256)), params)  # the likely token is in the prompt: 10 / 100 < 0 + 1
+    finish(engine)
+    assert turns.output_ids == [40, 41, 40, 41, 40]
+    assert other.output_ids == [40]
+
+
 def test_a_failing_forward_pass_ends_only_the_sequences_that_fail_alone():
     model = tiny.CountingModel(fails_on=13)
     engine = Engine(model, n_blocks=16)

@@ -66,7 +66,6 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The work of one step, at most step_tokens tokens, oldest sequences first within each of the three parts."""
         works: list[Work] = []
-        preemptions = self.preemptions
         for seq in list(self.running):  # decode
             if seq.status == "running" and seq.num_uncached == 1 and self._make_room(seq):
                 works.append(Work(seq, seq.num_cached, seq.num_tokens))
@@ -75,8 +74,6 @@ class Scheduler:
             if seq.num_uncached > 1 and budget > 0:
                 works.append(self._piece(seq, budget))
                 budget -= works[-1].stop - works[-1].start
-        if self.preemptions > preemptions:
-            return works  # blocks are short: nobody joins in this step
         coming = {hash for seq in self.running for hash in self._unpublished(seq)}
         for seq in list(self.waiting):  # new ones
             if budget <= 0 or len(self.running) >= self.max_running:
