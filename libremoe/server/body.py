@@ -14,6 +14,7 @@ from libremoe.server.service import Settings
 from libremoe.server.sse import Gone
 
 M = TypeVar("M", bound=BaseModel)
+DISCARD_BYTES = 64 << 20
 LARGE_BYTES = 64 << 10  # parsed in a thread, so that nobody else waits
 # Fields that would change what the server trusts or that ask for what is not there: silence about them would mislead.
 REFUSED = {
@@ -39,21 +40,24 @@ async def read_body(request: Request, model: type[M], settings: Settings) -> M:
 
 async def _read(request: Request, settings: Settings) -> bytes:
     too_long = ApiError(413, f"the body is longer than {settings.max_body_bytes} bytes", headers={"Connection": "close"})
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and len(declared) < 20 and int(declared) > settings.max_body_bytes:
-        raise too_long
-    body = bytearray()
+    body, discarded = bytearray(), 0
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > settings.max_body_bytes:
+                if not discarded and len(body) + len(chunk) <= settings.max_body_bytes:
+                    body += chunk
+                    continue
+                # Read on for a while: a connection that is closed with bytes unread loses the answer on its way.
+                discarded += len(chunk)
+                if discarded > DISCARD_BYTES:
                     raise too_long
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {settings.body_timeout_s:g} s",
                        headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise Gone from None
+    if discarded:
+        raise too_long
     return bytes(body)
 
 

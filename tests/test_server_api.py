@@ -1,0 +1,138 @@
+"""Generated requests against the OpenAPI document that the server gives: no 5xx, and the server lives.
+
+LIBREMOE_API_REQUESTS sets how many (a fifth of them against the tiny real model, the others against the stub engine);
+`make soak` and CI ask for more than the default of a plain test run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from serving import Running, served, stub, tiny_engine
+
+schemathesis = pytest.importorskip("schemathesis")
+
+REQUESTS = int(os.environ.get("LIBREMOE_API_REQUESTS", "1500"))
+SOAK_REQUESTS = int(os.environ.get("LIBREMOE_API_SOAK_REQUESTS", "200000"))
+LIMITS = {"max_body_bytes": 1 << 20, "queue_timeout_s": 20.0, "default_max_tokens": 8}
+HEALTHY = {"suppress_health_check": list(HealthCheck), "deadline": None, "database": None, "phases": [Phase.generate]}
+
+
+def drive(running: Running, requests: int) -> Counter[int]:
+    """Send generated requests to every operation, valid ones and broken ones; returns how often each status came."""
+    document = httpx2.get(f"{running.url}/openapi.json").json()
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=running.url)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    modes = list(schemathesis.GenerationMode)
+    statuses: Counter[int] = Counter()
+    each = max(1, requests // (len(operations) * len(modes)))
+    client = httpx2.Client(base_url=running.url, timeout=60)
+
+    def send(case: Any) -> None:
+        shorten(case)
+        arguments = case.as_transport_kwargs(base_url=running.url)
+        try:
+            found = client.request(arguments["method"], arguments["url"], params=arguments.get("params"),
+                                   headers=arguments.get("headers"), **content(arguments))
+        except (httpx2.LocalProtocolError, httpx2.InvalidURL, UnicodeError):
+            return  # what this client cannot send; test_server_edge.py sends bytes
+        statuses[found.status_code] += 1
+        assert found.status_code < 500, (case.method, case.path, case.body, found.status_code, found.text)
+        if found.status_code >= 400:
+            assert "error" in found.json()
+
+    for number, operation in enumerate(operations):
+        for mode in modes:
+            try:
+                strategy = operation.as_strategy(generation_mode=mode)
+                seed(number)(settings(max_examples=each, **HEALTHY)(given(case=strategy)(lambda case: send(case))))()
+            except schemathesis.errors.InvalidSchema as error:
+                raise AssertionError(f"the document is wrong at {operation.label}") from error
+            except Exception as error:
+                if type(error).__name__ not in ("Unsatisfiable", "SkipTest"):  # a GET without fields cannot be broken
+                    raise
+    assert client.get("/health").status_code == 200
+    return statuses
+
+
+def shorten(case: Any) -> None:
+    """Answers of thousands of tokens test nothing that short ones do not."""
+    if isinstance(case.body, dict):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            value = case.body.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and 8 < value < 2000:
+                case.body[name] = value % 8 + 1
+
+
+def content(arguments: dict[str, Any]) -> dict[str, Any]:
+    if "json" in arguments:
+        return {"json": arguments["json"]}
+    if arguments.get("data") is not None:
+        return {"content": arguments["data"] if isinstance(arguments["data"], bytes | str) else str(arguments["data"])}
+    return {}
+
+
+def check(requests: int) -> None:
+    total: Counter[int] = Counter()
+    with served(stub(tokens_per_s=5000, max_running=64), **LIMITS) as running:
+        total += drive(running, requests * 4 // 5)
+        assert not running.service.engine.running
+    with served(tiny_engine(), **LIMITS) as running:
+        total += drive(running, requests // 5)
+    print(f"{sum(total.values())} requests: {dict(sorted(total.items()))}")
+    assert total[200] > 0.05 * sum(total.values())  # else nothing behind the checks was reached
+    assert total[400] > 0.05 * sum(total.values())
+
+
+def test_generated_requests() -> None:
+    check(REQUESTS)
+
+
+@pytest.mark.soak
+def test_generated_requests_at_length() -> None:
+    check(SOAK_REQUESTS)
+
+
+@pytest.mark.soak
+def test_generated_requests_without_assertions() -> None:
+    """The server's checks are code: the same holds under python -O."""
+    code = "import test_server_api as t; t.check(%d)" % REQUESTS
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run([sys.executable, "-O", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+CLIENT = httpx2.Client(timeout=60)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                    max_leaves=12)
+FIELDS = ["model", "messages", "prompt", "input", "n", "stop", "tools", "tool_choice", "response_format", "logit_bias", "seed",
+          "stream", "stream_options", "max_tokens", "logprobs", "top_logprobs", "echo", "system", "temperature", "text",
+          "tokens", "instructions", "stop_sequences", "output_config", "encoding_format", "dimensions"]
+
+
+@settings(max_examples=200, **HEALTHY)
+@given(body=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=8), good=st.booleans(), data=st.data())
+def _any_body(running: Running, body: dict[str, Any], good: bool, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+                                      "/v1/messages/count_tokens", "/v1/embeddings", "/tokenize", "/detokenize"]))
+    if good:  # so that the other fields are reached
+        body = {**body, "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", "max_tokens": 3}
+    body.pop("model", None)
+    found = CLIENT.post(running.url + path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert found.status_code < 500, (path, body, found.text)
+
+
+def test_any_json_in_any_field() -> None:
+    with served(stub(tokens_per_s=5000, max_running=64), **LIMITS) as running:
+        _any_body(running)
