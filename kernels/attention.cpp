@@ -23,7 +23,7 @@ struct Task {
 struct Shape {
   int64_t group, padded, rows;  // query heads a kv head, head_dim in whole vectors, most query rows of a task
   size_t state() const { return size_t(rows * (padded + 2)); }  // floats of m, l, acc
-  size_t work() const { return size_t(2 * kBlock * padded + kBlock); }
+  size_t work() const { return size_t(2 * kBlock * padded + 2 * kBlock); }
 };
 
 int64_t visible_from(const AttentionArgs& a, int64_t token) {

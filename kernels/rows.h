@@ -18,8 +18,6 @@ LIBREMOE_INLINE F16 exp(F16 x) {
 
 LIBREMOE_INLINE F16 sigmoid(F16 x) { return set1(1.0f) / (set1(1.0f) + exp(set1(0.0f) - x)); }
 
-LIBREMOE_INLINE F16 tanh(F16 x) { return set1(1.0f) - set1(2.0f) / (set1(1.0f) + exp(x + x)); }
-
 static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, int8_t* q, float* scale, int32_t* sum) {
   for (int64_t b = block0; b < block1; b++) {
     float v[64] = {};

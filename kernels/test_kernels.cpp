@@ -1,1 +1,227 @@
-int main(){}
+// The kernels without Python: every instruction set, format, layout and odd shapes against double precision, equal bits for
+// every instruction set and number of threads, and the thread pool under load. Built with sanitizers by `make test-native`:
+//   g++ -std=c++17 -fsanitize=address,undefined ... or -fsanitize=thread; see the Makefile.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+#include "attention.h"
+#include "dispatch.h"
+#include "matmul.h"
+
+using namespace libremoe;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const char* what, const char* isa, double value = 0) {
+  if (holds) return;
+  std::printf("FAILED %s on %s (%g)\n", what, isa, value);
+  failures++;
+}
+
+std::mt19937 rng(7);
+
+std::vector<float> normal(size_t n) {
+  std::normal_distribution<float> d;
+  std::vector<float> v(n);
+  for (float& x : v) x = d(rng);
+  return v;
+}
+
+// A weight with random bytes in memory of exactly its size, so that the address sanitizer sees one byte too many.
+struct Owned {
+  std::vector<uint8_t> data;
+  std::vector<float> scales;
+  Weight w;
+
+  Owned(int format, bool columns, int64_t n_out, int64_t n_in, int64_t group) {
+    static const int64_t kBytes[] = {1024, 512, 384, 256};
+    const int64_t groups = (n_in + group - 1) / group, p = (n_out + 15) / 16;
+    data.resize(size_t(columns ? n_in * n_out : p * ((n_in + 63) / 64) * kBytes[format]));
+    for (auto& byte : data) byte = uint8_t(rng());
+    scales = normal(size_t(columns ? groups * n_out : p * groups * 16));
+    w = {data.data(), scales.data(), n_out, n_out, n_out, n_in, group, format, true, columns};
+  }
+
+  // Bits `count` from `shift` of row r's byte at `column` in a plane that starts at `plane` of a tile; libremoe/quant.py.
+  static int plane_bits(const uint8_t* plane, int bits, int r, int column) {
+    const int n_rows = 2 * bits;
+    return plane[(r % n_rows) * 64 + column] >> (r / n_rows * bits) & ((1 << bits) - 1);
+  }
+
+  double value(int64_t o, int64_t i) const {
+    const int64_t groups = (w.n_in + w.group - 1) / w.group, g = i / w.group;
+    if (w.columns) return double(int8_t(data[size_t(i * w.n_out + o)])) * double(scales[size_t(g * w.n_out + o)]);
+    static const int kBytes[] = {1024, 512, 384, 256};
+    const uint8_t* tile = data.data() + (o / 16 * ((w.n_in + 63) / 64) + i / 64) * kBytes[w.format];
+    const int r = int(i % 64 / 4), column = int(o % 16 * 4 + i % 4);
+    const double scale = double(scales[size_t((o / 16 * groups + g) * 16 + o % 16)]);
+    if (w.format == kInt8) return (tile[r * 64 + column] - 128) * scale;
+    if (w.format == kInt4) return (plane_bits(tile, 4, r, column) - 8) * scale;
+    if (w.format == kInt2) return (plane_bits(tile, 2, r, column) - 1.5) * scale;
+    return (plane_bits(tile, 2, r, column) + 4 * plane_bits(tile + 256, 1, r, column) - 3.5) * scale;
+  }
+};
+
+// x as the kernels round it: int8 per 64 inputs.
+std::vector<double> rounded(const std::vector<float>& x, int64_t n_rows, int64_t n_in) {
+  std::vector<double> y(x.size());
+  for (int64_t n = 0; n < n_rows; n++)
+    for (int64_t b = 0; b < n_in; b += 64) {
+      const int64_t end = std::min(b + 64, n_in);
+      float peak = 0;
+      for (int64_t i = b; i < end; i++) peak = std::max(peak, std::fabs(x[size_t(n * n_in + i)]));
+      for (int64_t i = b; i < end; i++)
+        y[size_t(n * n_in + i)] = peak > 0 ? std::nearbyint(x[size_t(n * n_in + i)] * (127.0f / peak)) * double(peak / 127.0f) : 0;
+    }
+  return y;
+}
+
+double error_of(const std::vector<float>& y, const std::vector<double>& wanted) {
+  double worst = 0, largest = 1e-30;
+  for (size_t i = 0; i < y.size(); i++) {
+    worst = std::max(worst, std::fabs(double(y[i]) - wanted[i]));
+    largest = std::max(largest, std::fabs(wanted[i]));
+  }
+  return worst / largest;
+}
+
+constexpr double kFloatSums = 5e-6;  // float32 sums against double, of the largest output
+
+void test_linear(int format, bool columns, int64_t n_out, int64_t n_in, int64_t group) {
+  const Owned weight(format, columns, n_out, n_in, group);
+  for (int64_t n : {1, 2, 3, 7, 8, 9, 35}) {
+    const std::vector<float> x = normal(size_t(n * n_in));
+    const std::vector<double> xr = rounded(x, n, n_in);
+    std::vector<double> wanted(size_t(n * n_out));
+    for (int64_t o = 0; o < n_out; o++)
+      for (int64_t i = 0; i < n_in; i++) {
+        const double v = weight.value(o, i);
+        for (int64_t t = 0; t < n; t++) wanted[size_t(t * n_out + o)] += v * xr[size_t(t * n_in + i)];
+      }
+    std::vector<float> first;
+    for (const auto& isa : available_isas()) {
+      use_isa(isa);
+      std::vector<float> y(size_t(n * n_out), NAN);
+      linear(weight.w, x.data(), n, y.data());
+      if (first.empty()) first = y;
+      expect(error_of(y, wanted) < kFloatSums, "linear against double", isa.c_str(), error_of(y, wanted));
+      expect(!std::memcmp(y.data(), first.data(), y.size() * 4), "linear, equal bits", isa.c_str());
+    }
+  }
+}
+
+void test_dense(int64_t n_out, int64_t n_in) {
+  const std::vector<float> w = normal(size_t(n_out * n_in)), x = normal(size_t(9 * n_in));
+  std::vector<double> wanted(size_t(9 * n_out));
+  for (int64_t t = 0; t < 9; t++)
+    for (int64_t o = 0; o < n_out; o++)
+      for (int64_t i = 0; i < n_in; i++) wanted[size_t(t * n_out + o)] += double(w[size_t(o * n_in + i)]) * x[size_t(t * n_in + i)];
+  for (const auto& isa : available_isas()) {
+    use_isa(isa);
+    std::vector<float> y(size_t(9 * n_out));
+    linear_dense(w.data(), false, n_in, n_out, n_in, x.data(), 9, y.data());
+    expect(error_of(y, wanted) < kFloatSums, "plain linear against double", isa.c_str(), error_of(y, wanted));
+  }
+}
+
+void test_moe(int64_t dim, int64_t hidden_dim, int64_t n_rows, bool columns) {
+  const Owned gate(kInt8, columns, hidden_dim, dim, 64), up(kInt8, columns, hidden_dim, dim, 64), down(kInt8, columns, dim, hidden_dim, 64);
+  const Expert expert{gate.w, up.w, down.w};
+  const std::vector<float> x = normal(size_t(n_rows * dim)), gates = normal(size_t(n_rows * 2));
+  std::vector<int64_t> ids;
+  for (int64_t n = 0; n < n_rows; n++) ids.push_back(n % 3), ids.push_back(3);
+  std::vector<float> first;
+  for (const auto& isa : available_isas())
+    for (int threads : {1, 3}) {
+      use_isa(isa), set_threads(threads);
+      std::vector<float> y(size_t(n_rows * dim), NAN);
+      moe(x.data(), n_rows, dim, ids.data(), gates.data(), 2, {&expert, &expert, &expert, &expert}, true, y.data());
+      if (first.empty()) first = y;
+      expect(!std::memcmp(y.data(), first.data(), y.size() * 4), "moe, equal bits", isa.c_str());
+      for (float v : y) expect(std::isfinite(v), "moe is finite", isa.c_str(), v);
+    }
+}
+
+void test_attention(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, int64_t n, int64_t window, float softcap) {
+  const std::vector<float> q = normal(size_t(n * n_heads * head_dim));
+  const std::vector<float> k = normal(size_t(n * n_kv_heads * head_dim)), v = normal(size_t(n * n_kv_heads * head_dim));
+  std::vector<int64_t> positions(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; i++) positions[size_t(i)] = i;
+  std::vector<double> wanted(q.size());
+  for (int64_t t = 0; t < n; t++)
+    for (int64_t h = 0; h < n_heads; h++) {
+      const int64_t g = h / (n_heads / n_kv_heads), from = window ? std::max<int64_t>(0, t - window + 1) : 0;
+      std::vector<double> weights;
+      double total = 0;
+      for (int64_t s = from; s <= t; s++) {
+        double score = 0;
+        for (int64_t i = 0; i < head_dim; i++)
+          score += double(q[size_t((t * n_heads + h) * head_dim + i)]) * k[size_t((s * n_kv_heads + g) * head_dim + i)];
+        score *= 0.25;
+        if (softcap > 0) score = softcap * std::tanh(score / softcap);
+        weights.push_back(std::exp(score));
+        total += weights.back();
+      }
+      for (int64_t s = from; s <= t; s++)
+        for (int64_t i = 0; i < head_dim; i++)
+          wanted[size_t((t * n_heads + h) * head_dim + i)] +=
+              weights[size_t(s - from)] / total * v[size_t((s * n_kv_heads + g) * head_dim + i)];
+    }
+  const std::vector<int64_t> starts{0, n}, contexts{n};
+  std::vector<float> first;
+  for (const auto& isa : available_isas())
+    for (int threads : {1, 4}) {
+      use_isa(isa), set_threads(threads);
+      std::vector<float> y(q.size(), NAN);
+      attention({q.data(), k.data(), v.data(), false, n_heads, n_kv_heads, head_dim, starts, positions.data(), contexts, nullptr,
+                 0.25f, softcap, window}, y.data());
+      if (first.empty()) first = y;
+      expect(error_of(y, wanted) < 2e-5, "attention against double", isa.c_str(), error_of(y, wanted));
+      expect(!std::memcmp(y.data(), first.data(), y.size() * 4), "attention, equal bits", isa.c_str());
+    }
+}
+
+// Many short loops, from several threads at once, with pauses long enough for workers to fall asleep.
+void test_pool() {
+  for (int threads : {1, 2, 5}) {
+    set_threads(threads);
+    std::vector<std::thread> callers;
+    std::atomic<int64_t> total{0};
+    for (int c = 0; c < 3; c++) callers.emplace_back([&] {
+      for (int i = 0; i < 300; i++) {
+        std::vector<int64_t> seen(17, 0);
+        pool()->parallel_for(17, [&](int64_t item, Memory& memory) {
+          memory.floats(64)[0] = float(item);
+          seen[size_t(item)] += item;
+        });
+        for (int64_t s : seen) total += s;
+        if (i % 100 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+    });
+    for (auto& caller : callers) caller.join();
+    expect(total == 3 * 300 * 136, "every item once", "pool", double(total));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  test_pool();
+  if (argc > 1 && !std::strcmp(argv[1], "pool")) return failures ? 1 : 0;
+  for (auto [n_out, n_in] : {std::pair<int64_t, int64_t>{1, 1}, {17, 65}, {70, 130}, {64, 4100}}) {
+    for (int format = 0; format < kFormats; format++)
+      for (int64_t group : {32, 64, 96, 128, 8192}) test_linear(format, false, n_out, n_in, group);
+    for (int64_t group : {32, 64, 96, 8192}) test_linear(kInt8, true, n_out, n_in, group);
+  }
+  test_linear(kInt8, true, 600, 70, 128);
+  test_dense(1, 1), test_dense(19, 77);
+  test_moe(64, 80, 5, false), test_moe(70, 530, 2, true), test_moe(40, 100, 30, true);
+  test_attention(4, 2, 16, 150, 0, 0), test_attention(3, 1, 20, 1100, 0, 5), test_attention(2, 2, 130, 90, 33, 30);
+  std::printf("%s: %d failures\n", failures ? "FAILED" : "ok", failures);
+  return failures ? 1 : 0;
+}

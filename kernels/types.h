@@ -63,8 +63,8 @@ struct AttendArgs {
   float scale, softcap;  // softcap 0: none
   float* m;              // (rows) running maximum
   float* l;              // (rows) running sum
-  float* acc;            // (rows, head_dim) running weighted values
-  float* work;           // (64, head_dim) keys and the same of values as float, then 64 weights
+  float* acc;            // (rows, head_dim rounded up to 16) running weighted values
+  float* work;           // (64, head_dim) keys and the same of values as float, then (2, 64) weights; head_dim in whole vectors
 };
 
 struct Kernels {

@@ -1,9 +1,9 @@
-"""The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor. Zero-copy both ways.
+"""The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor. No copies either way.
 
-Activations are int8 per 64 inputs where weights are quantised (kernels/types.h says how exactly); everything else is float32.
+Activations are int8 per 64 inputs where weights are quantised (kernels/types.h says how exactly); all else is float32.
 A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set. Whatever the
-kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32, and
-attention with tokens that must not be seen.
+kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32,
+and attention with tokens that must not be seen.
 """
 
 from __future__ import annotations
@@ -91,15 +91,29 @@ def attention(
 ) -> torch.Tensor:
     """See reference.attention."""
     cached = cache is not None and batch.block_tables is not None
-    if (seen_N is not None or not _is_plain(q_NHK, k_NGK, v_NGK) or (cache is not None and not cached)
-            or (cache is not None and not _is_plain(cache.k, cache.v))):
+    if (
+        seen_N is not None
+        or not _is_plain(q_NHK, k_NGK, v_NGK)
+        or (cache is not None and not cached)
+        or (cache is not None and not _is_plain(cache.k, cache.v))
+    ):
         return reference.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
     n, n_heads, head_dim = q_NHK.shape
     out = torch.empty(n, n_heads * head_dim)
     _kernels.attention(
-        _float(q_NHK), _float(k_NGK), _float(v_NGK), batch.starts, batch.positions.contiguous(), batch.context_lens,
-        batch.block_tables if cached else None, cache.k if cache else None, cache.v if cache else None,
-        scale, softcap or 0.0, window or 0, out,
+        _float(q_NHK),
+        _float(k_NGK),
+        _float(v_NGK),
+        batch.starts,
+        batch.positions.contiguous(),
+        batch.context_lens,
+        batch.block_tables if cached else None,
+        cache.k if cache else None,
+        cache.v if cache else None,
+        scale,
+        softcap or 0.0,
+        window or 0,
+        out,
     )
     return out.to(q_NHK.dtype)
 
@@ -122,21 +136,33 @@ def feed_forward(x_ND: torch.Tensor, expert: Expert, activation: str) -> torch.T
     known = _expert(expert)
     if known is None or not len(x):
         gate, up = linear(x, expert.gate), linear(x, expert.up)
-        return linear(reference_activation(gate, activation) * up, expert.down)
+        return linear(_activate(gate, activation) * up, expert.down)
     out = torch.empty_like(x)
-    _kernels.moe(x, torch.zeros(len(x), 1, dtype=torch.int64), torch.ones(len(x), 1), [known], activation == "gelu", out)
+    _kernels.moe(
+        x,
+        torch.zeros(len(x), 1, dtype=torch.int64),
+        torch.ones(len(x), 1),
+        [known],
+        activation == "gelu",
+        out,
+    )
     return out
 
 
-def reference_activation(gate: torch.Tensor, activation: str) -> torch.Tensor:
+def _activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
     """The activation of reference.feed_forward."""
     if activation == "gelu":
         return torch.nn.functional.gelu(gate, approximate="tanh")
     return torch.nn.functional.silu(gate)
 
 
-def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, get_expert: Callable[[int], Expert],
-        activation: str) -> torch.Tensor:
+def moe(
+    x_ND: torch.Tensor,
+    ids_NA: torch.Tensor,
+    gates_NA: torch.Tensor,
+    get_expert: Callable[[int], Expert],
+    activation: str,
+) -> torch.Tensor:
     """See reference.moe."""
     if not _is_plain(x_ND, gates_NA) or not ids_NA.numel():
         return reference.moe(x_ND, ids_NA, gates_NA, get_expert, activation)
@@ -152,8 +178,13 @@ def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, get_ex
     return out.to(x_ND.dtype)
 
 
-def _moe_by_expert(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, chosen: dict[int, Expert],
-                   activation: str) -> torch.Tensor:
+def _moe_by_expert(
+    x_ND: torch.Tensor,
+    ids_NA: torch.Tensor,
+    gates_NA: torch.Tensor,
+    chosen: dict[int, Expert],
+    activation: str,
+) -> torch.Tensor:
     """reference.moe with this module's products, for weights that the fused kernel does not take."""
     out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1])
     for e, expert in chosen.items():
@@ -168,7 +199,9 @@ def _moe_by_expert(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Ten
 def _is_plain(*tensors: torch.Tensor) -> bool:
     """Float tensors on the processor through which no gradient flows."""
     grad = torch.is_grad_enabled()
-    return all(t.device.type == "cpu" and t.dtype in _FLOATS and not (grad and t.requires_grad) for t in tensors)
+    return all(
+        t.device.type == "cpu" and t.dtype in _FLOATS and not (grad and t.requires_grad) for t in tensors
+    )
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -190,11 +223,15 @@ def _make_weight(weight: QuantTensor) -> _kernels.Weight | None:
     if group % 32 or weight.data.device.type != "cpu":
         return None
     columns = weight.layout == "columns"
-    return _kernels.Weight(_FORMAT_NUMBERS[weight.format], n_out, n_in, group, columns, weight.data, weight.scales)
+    return _kernels.Weight(
+        _FORMAT_NUMBERS[weight.format], n_out, n_in, group, columns, weight.data, weight.scales
+    )
 
 
 def _expert(expert: Expert) -> _kernels.Expert | None:
     if expert not in _experts:
-        parts = [_weight(w) if isinstance(w, QuantTensor) else None for w in (expert.gate, expert.up, expert.down)]
+        parts = [
+            _weight(w) if isinstance(w, QuantTensor) else None for w in (expert.gate, expert.up, expert.down)
+        ]
         _experts[expert] = None if any(p is None for p in parts) else _kernels.Expert(*parts)
     return _experts[expert]
