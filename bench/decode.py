@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from side_by_side import arguments, compare, report, sides
+from side_by_side import arguments, compare, read_limit, report, sides
 
 
 def main() -> None:
@@ -18,10 +18,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=16)
     args = parser.parse_args()
     flags = ("--work", "decode", "--tokens", args.tokens, "--batch", args.batch, "--context", args.context)
+    before = read_limit()
     results = compare(sides(args, *flags), args.rounds)
-    from libremoe import _kernels
-
-    limit = max(_kernels.read_bandwidth() for _ in range(3)) / 1e9 if args.batch == 1 else None
+    limit = max(before, read_limit()) if args.batch == 1 else None
     rows = report(f"decode, {args.batch} sequences, context {args.context}", results, limit)
     if args.json:
         print(json.dumps(rows))

@@ -21,7 +21,7 @@ from libremoe.weights import open_checkpoint, shared_names  # noqa: E402
 
 
 def bytes_per_token(path: str) -> int:
-    """Weight bytes that one token reads: everything but the embedding's other rows and the experts not chosen."""
+    """Weight bytes that one token reads: all but the embedding's other rows and the experts not chosen."""
     reader = open_checkpoint(path)
     config = reader.config
     tables = ("embed.weight",) if not config.tied_embeddings else ()
