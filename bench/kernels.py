@@ -192,9 +192,8 @@ def main() -> None:
         f"({', '.join(f'{limit[0]:.1f}' for limit in limits)}), int8 {multiply:.3f} TOPS"
     )
     for row in rows:
-        print(
-            f"{row.name:52s} {row.milliseconds:9.2f} ms  {row.gb_per_s:6.1f} GB/s  {row.tops:6.3f} TOPS  {row.share:5.0%}"
-        )
+        numbers = f"{row.milliseconds:9.2f} ms  {row.gb_per_s:6.1f} GB/s  {row.tops:6.3f} TOPS  {row.share:5.0%}"
+        print(f"{row.name:52s} {numbers}")
 
 
 if __name__ == "__main__":

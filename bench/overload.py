@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 STALL_EVERY_S = 0.01
+COMPUTED_AT_ONCE = 256  # of the open streams; the others wait and are told so
 MAX_RUNNING = 32
 OVERLOAD_TOKENS = 32
 OVERLOAD_RATE = 20.0  # tokens/s of one sequence
@@ -142,7 +143,7 @@ async def streams(port: int, count: int, max_tokens: int) -> dict[str, Any]:
             "longest_silence_s": round(max(a.gap_s for a in answers), 2)}
 
 
-async def disconnects(remote: Remote, count: int, at_once: int = 200) -> dict[str, Any]:
+async def disconnects(remote: Remote, count: int, at_once: int = 50) -> dict[str, Any]:
     gate = asyncio.Semaphore(at_once)
     random.seed(1)
 
@@ -185,7 +186,7 @@ async def overload(remote: Remote, seconds: float) -> dict[str, Any]:
 def measure(n_streams: int, n_disconnects: int, seconds: float) -> dict[str, Any]:
     _many_files()
     found: dict[str, Any] = {}
-    with Remote(max_running=n_streams, max_waiting=n_streams, tokens_per_s=5.0) as remote:
+    with Remote(max_running=COMPUTED_AT_ONCE, max_waiting=n_streams, tokens_per_s=5.0) as remote:
         remote.state()
         found["streams"] = asyncio.run(streams(remote.port, n_streams, 20)) | {"stall_ms": remote.state()["stall_ms"]}
     with Remote(max_running=64, max_waiting=4096, tokens_per_s=100.0) as remote:

@@ -68,47 +68,46 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class CallParser:
-    """Splits a streamed answer into text and calls."""
+    """Splits a streamed answer into text and calls. White space after a call says nothing and is dropped."""
 
     def __init__(self, *, parallel: bool = True):
         self.parallel = parallel
         self.held = ""  # may be the beginning of OPEN, or is what follows OPEN
         self.inside = False
+        self.after_call = False
         self.calls = 0
 
     def push(self, text: str) -> list[Text | ToolCall]:
         """What is now certain, in order."""
         self.held += text
         parts: list[Text | ToolCall] = []
-        while True:
-            mark = CLOSE if self.inside else OPEN
-            at = self.held.find(mark)
-            if at < 0:
-                break
+        while (at := self.held.find(mark := CLOSE if self.inside else OPEN)) >= 0:
             before, self.held = self.held[:at], self.held[at + len(mark) :]
-            if self.inside:
-                parts += self._call(before)
-            elif before:
-                parts.append(Text(before))
+            parts += self._call(before, CLOSE) if self.inside else self._text(before)
             self.inside = not self.inside
         if not self.inside:
-            keep = _overlap(self.held, OPEN)
-            shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-            if shown and not (self.calls and not shown.strip()):  # white space between calls says nothing
-                parts.append(Text(shown))
+            cut = len(self.held) - _overlap(self.held, OPEN)
+            shown, self.held = self.held[:cut], self.held[cut:]
+            parts += self._text(shown)
         return parts
 
     def finish(self) -> list[Text | ToolCall]:
-        """The end of the answer: a call that lacks its closing mark counts, cut off or not, if it names a tool."""
+        """The end of the answer: a call that lacks its closing mark counts, cut off or not, if its arguments have begun."""
         held, self.held = self.held, ""
-        if not held or (self.calls and not held.strip()):
-            return []
-        return self._call(held) if self.inside else [Text(held)]
+        return self._call(held, "") if self.inside else self._text(held)
 
-    def _call(self, text: str) -> list[Text | ToolCall]:
+    def _text(self, text: str) -> list[Text | ToolCall]:
+        if self.after_call:
+            text = text.lstrip()
+        self.after_call = self.after_call and not text
+        return [Text(text)] if text else []
+
+    def _call(self, text: str, mark: str) -> list[Text | ToolCall]:
         name, arguments = _read_call(text)
         if name is None:
-            return [Text(OPEN + text + (CLOSE if self.held else ""))]
+            self.after_call = False
+            return [Text(OPEN + text + mark)]
+        self.after_call = True
         if self.calls and not self.parallel:
             return []
         self.calls += 1

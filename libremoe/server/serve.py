@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import resource
 import signal
@@ -34,6 +35,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_HEADER_BYTES = 32 << 10
 MAX_CONNECTIONS = 8192
 BACKLOG = 1024
+ACCEPTED_AT_ONCE = 16  # more would hold up everybody else for their time
 IDLE_CHECK_S = 15.0  # a connection that brings no request between two checks is closed
 KEEP_ALIVE_S = 20
 
@@ -175,13 +177,17 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(uvicorn.Config(
             make_app(service), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
+            server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for listener in sockets or ():  # asyncio takes its own number of connections in one turn, the kernel keeps these
+            listener.listen(BACKLOG)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it again and again would hold up everybody
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining or self._loop is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -29,8 +30,8 @@ class Gone(Exception):
 
 def event(data: Any, name: str | None = None) -> bytes:
     """One event; data is JSON, or "[DONE]"."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return (f"event: {name}\n" if name else "").encode() + b"data: " + text.encode() + b"\n\n"
+    text = data.encode() if isinstance(data, str) else to_json(data)
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + text + b"\n\n"
 
 
 async def disconnected(receive: Receive) -> None:
@@ -72,7 +73,8 @@ class EventStream(Response):
         self.on_error = on_error
         self.ping = ping
         self._sending = asyncio.Lock()
-        self._last = time.monotonic()
+        # Streams that begin together must not say all at once that they live.
+        self._last = time.monotonic() - random.random() * service.settings.ping_s / 2
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.create_task(self._write(send))
