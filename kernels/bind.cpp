@@ -114,6 +114,7 @@ struct PyExpert {
     e = {weight(gate, "gate"), weight(up, "up"), weight(down, "down")};
     if (e.up.n_out != e.gate.n_out || e.up.n_in != e.gate.n_in) refuse("up", "must have the shape of gate");
     if (e.down.n_out != e.gate.n_in || e.down.n_in != e.gate.n_out) refuse("down", "must have the transposed shape of gate");
+    if (e.up.format != e.gate.format || e.up.columns != e.gate.columns) refuse("up", "must have the format and layout of gate");
   }
   static Weight weight(const nb::object& object, const char* name) {
     if (!nb::isinstance<PyWeight>(object)) throw nb::type_error((std::string(name) + " must be a Weight").c_str());
@@ -152,15 +153,17 @@ void py_moe(Array x, Array ids, Array gates, nb::list experts, bool gelu, OutArr
   check(out, "out", Type::kF32, {n_rows, dim});
   if (!n_rows || !n_active) refuse("ids", "must not be empty");
   std::vector<const Expert*> pointers;
-  int64_t hidden_dim = -1;
+  const Expert* first = nullptr;
+  const auto same = [](const Weight& a, const Weight& b) { return a.format == b.format && a.columns == b.columns; };
   for (nb::handle h : experts) {
     pointers.push_back(nullptr);
     if (h.is_none()) continue;
     if (!nb::isinstance<PyExpert>(h)) throw nb::type_error("experts must hold Expert or None");
     const Expert& e = nb::cast<const PyExpert&>(h).e;
     if (e.gate.n_in != dim) refuse("experts", "must take x's " + std::to_string(dim) + " inputs");
-    if (hidden_dim >= 0 && e.gate.n_out != hidden_dim) refuse("experts", "must all have one hidden_dim");
-    hidden_dim = e.gate.n_out;
+    if (!first) first = &e;
+    if (e.gate.n_out != first->gate.n_out) refuse("experts", "must all have one hidden_dim");
+    if (!same(e.gate, first->gate) || !same(e.down, first->down)) refuse("experts", "must all have the same formats and layouts");
     pointers.back() = &e;
   }
   const int64_t* id = static_cast<const int64_t*>(ids.data());
@@ -197,11 +200,12 @@ void py_attention(Array q, Array k_new, Array v_new, std::vector<int64_t> starts
     refuse("q", "must have heads in a whole multiple (at most 1024) of the " + std::to_string(n_kv_heads) + " kv heads");
   if (starts.empty() || starts.front() != 0 || starts.back() != n) refuse("starts", "must go from 0 to the number of tokens");
   const size_t n_sequences = starts.size() - 1;
+  for (size_t b = 0; b < n_sequences; b++)
+    if (starts[b] > starts[b + 1]) refuse("starts", "must not descend");
   if (context_lens.size() != n_sequences) refuse("context_lens", "must have one number a sequence");
   if (window < 0) refuse("window", "must not be negative");
   const int64_t* position = static_cast<const int64_t*>(positions.data());
   for (size_t b = 0; b < n_sequences; b++) {
-    if (starts[b] > starts[b + 1]) refuse("starts", "must not descend");
     if (context_lens[b] < 0 || context_lens[b] > kMost) refuse("context_lens", "must not be negative");
     for (int64_t i = starts[b]; i < starts[b + 1]; i++)
       if (position[i] < 0 || position[i] >= context_lens[b]) refuse("positions", "must lie in the sequence's context");

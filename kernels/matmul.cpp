@@ -13,39 +13,49 @@ constexpr int64_t kQuantiseBlocks = 64;  // of 64 inputs: one work item
 constexpr int64_t kDenseRows = 16, kDenseTokens = 128;  // outputs and tokens of a plain weight in one work item
 }  // namespace
 
-Activations::Activations(int64_t rows, int64_t n_in) {
+Activations::Activations(int64_t rows, int64_t n_in, int parts) {
+  rows *= parts;
   const int64_t blocks = (n_in + 63) / 64;
   q.reset(new int8_t[size_t(rows * blocks * 64)]);
   scale.reset(new float[size_t(rows * blocks)]);
   sum.reset(new int32_t[size_t(rows * blocks * 2)]);
-  view = {q.get(), scale.get(), sum.get(), blocks};
+  view = {q.get(), scale.get(), sum.get(), blocks, parts};
 }
 
-Activations quantise(const float* x, int64_t n_rows, int64_t n_in, const int64_t* source) {
-  Activations a(n_rows, n_in);
+Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, const int64_t* source) {
+  Activations a(n_rows, n_in, parts);
   const int64_t blocks = a.view.blocks, pieces = (blocks + kQuantiseBlocks - 1) / kQuantiseBlocks;
   const auto& k = kernels();
   pool()->parallel_for(n_rows * pieces, [&](int64_t item, Memory&) {
     const int64_t row = item / pieces, first = item % pieces * kQuantiseBlocks;
     const float* from = x + (source ? source[row] : row) * n_in;
-    k.quantise(from, n_in, first, std::min(first + kQuantiseBlocks, blocks), a.view.q + row * blocks * 64,
-               a.view.scale + row * blocks, a.view.sum + row * blocks * 2);
+    k.quantise(from, n_in, first, std::min(first + kQuantiseBlocks, blocks), a.view, row);
   });
   return a;
 }
 
-int64_t strip_width(const Weight& w, int64_t n_rows) { return w.columns && n_rows <= kFewTokens ? kColumnsStrip : kStrip; }
+int64_t strip_width(bool columns, int64_t n_rows) { return columns && n_rows <= kFewTokens ? kColumnsStrip : kStrip; }
+
+void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
+             float* out) {
+  kernels().product(w, x, first * x.parts, last * x.parts, out0, width, scratch, out);
+  for (int64_t i = 0; x.parts == 2 && i < last - first; i++) {
+    const float *high = out + 2 * i * width, *low = high + width;
+    for (int64_t o = 0; o < width; o++) out[i * width + o] = high[o] + low[o];
+  }
+}
 
 void linear(const Weight& w, const float* x, int64_t n_rows, float* y) {
-  const Activations a = quantise(x, n_rows, w.n_in, nullptr);
-  const int64_t width = strip_width(w, n_rows), strips = (w.n_out + width - 1) / width;
-  const auto& k = kernels();
+  const int parts = parts_of(w);
+  const Activations a = quantise(x, n_rows, w.n_in, parts, nullptr);
+  const int64_t width = strip_width(w.columns, n_rows * parts), strips = (w.n_out + width - 1) / width;
+  const int64_t chunk = kTokenChunk / parts;
   pool()->parallel_for(strips, [&](int64_t strip, Memory& memory) {
     Scratch& scratch = memory.scratch();
     const int64_t out0 = strip * width, valid = std::min(width, w.n_out - out0);
-    for (int64_t n = 0; n < n_rows; n += kTokenChunk) {
-      const int64_t end = std::min(n + kTokenChunk, n_rows);
-      k.product(w, a.view, n, end, out0, width, scratch, scratch.out);
+    for (int64_t n = 0; n < n_rows; n += chunk) {
+      const int64_t end = std::min(n + chunk, n_rows);
+      product(w, a.view, n, end, out0, width, scratch, scratch.out);
       for (int64_t i = n; i < end; i++)
         std::memcpy(y + i * w.n_out + out0, scratch.out + (i - n) * width, sizeof(float) * size_t(valid));
     }

@@ -15,11 +15,19 @@ struct Activations {
   std::unique_ptr<int32_t[]> sum;
   Quantised view;
 
-  Activations(int64_t rows, int64_t n_in);
+  Activations(int64_t rows, int64_t n_in, int parts);
 };
 
 // Quantises x (n_rows, n_in); row i of the result is row `source[i]` of x, or row i without source.
-Activations quantise(const float* x, int64_t n_rows, int64_t n_in, const int64_t* source);
+Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, const int64_t* source);
+
+// Rows of int8 activations that a token has with this weight; types.h says why.
+inline int parts_of(const Weight& w) { return w.format == kInt8 ? 2 : 1; }
+
+// Kernels::product for tokens first..last of x, with the parts of each added up: out (last - first, width), and as much again
+// as working memory where there are two parts.
+void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
+             float* out);
 
 // y (n_rows, n_out) = x (n_rows, n_in) @ W.T
 void linear(const Weight& w, const float* x, int64_t n_rows, float* y);
@@ -28,14 +36,15 @@ void linear(const Weight& w, const float* x, int64_t n_rows, float* y);
 void linear_dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_out, int64_t n_in, const float* x, int64_t n_rows,
                   float* y);
 
-int64_t strip_width(const Weight& w, int64_t n_rows);
+// Outputs of a work item; n_rows counts parts.
+int64_t strip_width(bool columns, int64_t n_rows);
 
 struct Expert {
   Weight gate, up, down;
 };
 
 // y (n_rows, dim) = sum over a of gates[n, a] * experts[ids[n, a]](x[n]), in the order of a. Only experts in ids are read;
-// they must not be null.
+// they must not be null, and have the same formats.
 void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const float* gates, int64_t n_active,
          const std::vector<const Expert*>& experts, bool gelu, float* y);
 

@@ -38,35 +38,31 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
          const std::vector<const Expert*>& experts, bool gelu, float* y) {
   const Slots slots(ids, n_rows, n_active, experts.size());
   const int64_t n_slots = n_rows * n_active, n_chosen = int64_t(slots.expert.size());
-  const int64_t hidden_dim = experts[size_t(slots.expert[0])]->gate.n_out, hidden_blocks = (hidden_dim + 63) / 64;
-  const Activations a = quantise(x, n_slots, dim, slots.token.data());
-  Activations h(n_slots, hidden_dim);
+  const Expert& any = *experts[size_t(slots.expert[0])];
+  const int64_t hidden_dim = any.gate.n_out, hidden_blocks = (hidden_dim + 63) / 64;
+  const Activations a = quantise(x, n_slots, dim, parts_of(any.gate), slots.token.data());
+  Activations h(n_slots, hidden_dim, parts_of(any.down));
   const auto& k = kernels();
 
-  // Wide strips only where every chosen expert lies in columns and has few tokens.
-  bool wide = n_slots <= kFewTokens, wide_down = wide;
-  for (int64_t e : slots.expert) {
-    const Expert& expert = *experts[size_t(e)];
-    wide = wide && expert.gate.columns && expert.up.columns, wide_down = wide_down && expert.down.columns;
-  }
-  const int64_t width = wide ? kColumnsStrip : kStrip, strips = (hidden_dim + width - 1) / width;
+  const int64_t width = strip_width(any.gate.columns, n_slots * a.view.parts), strips = (hidden_dim + width - 1) / width;
+  const int64_t chunk = kTokenChunk / a.view.parts;
   pool()->parallel_for(n_chosen * strips, [&](int64_t item, Memory& memory) {
     const int64_t nth = item / strips, out0 = item % strips * width;
     const Expert& expert = *experts[size_t(slots.expert[size_t(nth)])];
     Scratch& scratch = memory.scratch();
     const int64_t last = slots.start[size_t(nth) + 1];
-    for (int64_t s = slots.start[size_t(nth)]; s < last; s += kTokenChunk) {
-      const int64_t end = std::min(s + kTokenChunk, last);
-      k.product(expert.gate, a.view, s, end, out0, width, scratch, scratch.out);
-      k.product(expert.up, a.view, s, end, out0, width, scratch, scratch.out2);
+    for (int64_t s = slots.start[size_t(nth)]; s < last; s += chunk) {
+      const int64_t end = std::min(s + chunk, last);
+      product(expert.gate, a.view, s, end, out0, width, scratch, scratch.out);
+      product(expert.up, a.view, s, end, out0, width, scratch, scratch.out2);
       k.activate(scratch.out, scratch.out2, (end - s) * width, gelu);
       for (int64_t i = s; i < end; i++)  // quantise() counts from the row's first input: shift the strip there
         k.quantise(scratch.out + (i - s) * width - out0, hidden_dim, out0 / 64, std::min((out0 + width) / 64, hidden_blocks),
-                   h.view.q + i * hidden_blocks * 64, h.view.scale + i * hidden_blocks, h.view.sum + i * hidden_blocks * 2);
+                   h.view, i);
     }
   });
 
-  const int64_t down_width = wide_down ? kColumnsStrip : kStrip;
+  const int64_t down_width = strip_width(any.down.columns, n_slots * h.view.parts), down_chunk = kTokenChunk / h.view.parts;
   pool()->parallel_for((dim + down_width - 1) / down_width, [&](int64_t strip, Memory& memory) {
     const int64_t out0 = strip * down_width, valid = std::min(down_width, dim - out0);
     Scratch& scratch = memory.scratch();
@@ -74,8 +70,11 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
     for (int64_t nth = 0; nth < n_chosen; nth++) {
       const Expert& expert = *experts[size_t(slots.expert[size_t(nth)])];
       const int64_t last = slots.start[size_t(nth) + 1];
-      for (int64_t s = slots.start[size_t(nth)]; s < last; s += kTokenChunk)
-        k.product(expert.down, h.view, s, std::min(s + kTokenChunk, last), out0, down_width, scratch, products + s * down_width);
+      for (int64_t s = slots.start[size_t(nth)]; s < last; s += down_chunk) {
+        const int64_t end = std::min(s + down_chunk, last);
+        product(expert.down, h.view, s, end, out0, down_width, scratch, scratch.out);
+        std::memcpy(products + s * down_width, scratch.out, sizeof(float) * size_t((end - s) * down_width));
+      }
     }
     for (int64_t n = 0; n < n_rows; n++) {
       float* out = y + n * dim + out0;

@@ -18,32 +18,41 @@ LIBREMOE_INLINE F16 exp(F16 x) {
 
 LIBREMOE_INLINE F16 sigmoid(F16 x) { return set1(1.0f) / (set1(1.0f) + exp(set1(0.0f) - x)); }
 
-static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, int8_t* q, float* scale, int32_t* sum) {
+// 64 floats -> codes, scale and the sums of codes of each half; v becomes what is left over.
+LIBREMOE_INLINE void quantise_block(float v[64], int8_t* q, float* scale, int32_t sum[2]) {
+  int32_t bits[64], peak_bits = 0;
+  __builtin_memcpy(bits, v, sizeof bits);
+  for (int i = 0; i < 64; i++) {  // magnitudes order as their bits do, and what is not finite comes out on top
+    int32_t magnitude = bits[i] & 0x7FFFFFFF;
+    peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
+  }
+  float peak;
+  __builtin_memcpy(&peak, &peak_bits, 4);
+  const bool finite = peak_bits < 0x7F800000, tiny = peak < 1e-35f;  // 127 / peak must not overflow
+  const float inverse = tiny || !finite ? 0.0f : 127.0f / peak;
+  const float step = !finite ? __builtin_nanf("") : tiny ? 0.0f : peak / 127.0f;
+  for (int i = 0; i < 64; i++) {
+    float r = (finite ? v[i] : 0.0f) * inverse + kRound;
+    int32_t code;
+    __builtin_memcpy(&code, &r, 4);
+    bits[i] = code - 0x4B400000;
+  }
+  sum[0] = sum[1] = 0;
+  for (int i = 0; i < 32; i++) sum[0] += bits[i], sum[1] += bits[32 + i];
+  for (int i = 0; i < 64; i++) q[i] = int8_t(bits[i]);
+  for (int i = 0; i < 64; i++) v[i] = v[i] - step * float(bits[i]);
+  *scale = step;
+}
+
+static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row) {
   for (int64_t b = block0; b < block1; b++) {
     float v[64] = {};
     const int64_t n = n_in - b * 64 < 64 ? n_in - b * 64 : 64;
     __builtin_memcpy(v, x + b * 64, sizeof(float) * size_t(n));
-    int32_t bits[64], peak_bits = 0;
-    __builtin_memcpy(bits, v, sizeof bits);
-    for (int i = 0; i < 64; i++) {  // magnitudes order as their bits do, and what is not finite comes out on top
-      int32_t magnitude = bits[i] & 0x7FFFFFFF;
-      peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
+    for (int part = 0; part < to.parts; part++) {
+      const int64_t at = (row * to.parts + part) * to.blocks + b;
+      quantise_block(v, to.q + at * 64, to.scale + at, to.sum + at * 2);
     }
-    float peak;
-    __builtin_memcpy(&peak, &peak_bits, 4);
-    const bool finite = peak_bits < 0x7F800000, tiny = peak < 1e-35f;  // 127 / peak must not overflow
-    const float inverse = tiny || !finite ? 0.0f : 127.0f / peak;
-    scale[b] = !finite ? __builtin_nanf("") : tiny ? 0.0f : peak / 127.0f;
-    int32_t sums[2] = {};
-    for (int i = 0; i < 64; i++) {
-      float r = (finite ? v[i] : 0.0f) * inverse + kRound;
-      int32_t code;
-      __builtin_memcpy(&code, &r, 4);
-      bits[i] = code - 0x4B400000;
-    }
-    for (int i = 0; i < 32; i++) sums[0] += bits[i], sums[1] += bits[32 + i];
-    for (int i = 0; i < 64; i++) q[b * 64 + i] = int8_t(bits[i]);
-    sum[2 * b] = sums[0], sum[2 * b + 1] = sums[1];
   }
 }
 

@@ -67,16 +67,22 @@ struct Owned {
   }
 };
 
-// x as the kernels round it: int8 per 64 inputs.
-std::vector<double> rounded(const std::vector<float>& x, int64_t n_rows, int64_t n_in) {
+// x as the kernels round it: int8 per 64 inputs, and the same of the rest where there are two parts.
+std::vector<double> rounded(std::vector<float> x, int64_t n_rows, int64_t n_in, int parts) {
   std::vector<double> y(x.size());
+  for (int part = 0; part < parts; part++)
   for (int64_t n = 0; n < n_rows; n++)
     for (int64_t b = 0; b < n_in; b += 64) {
       const int64_t end = std::min(b + 64, n_in);
       float peak = 0;
       for (int64_t i = b; i < end; i++) peak = std::max(peak, std::fabs(x[size_t(n * n_in + i)]));
       for (int64_t i = b; i < end; i++)
-        y[size_t(n * n_in + i)] = peak > 0 ? std::nearbyint(x[size_t(n * n_in + i)] * (127.0f / peak)) * double(peak / 127.0f) : 0;
+      {
+        const size_t at = size_t(n * n_in + i);
+        const float code = peak > 0 ? std::nearbyint(x[at] * (127.0f / peak)) : 0, step = peak / 127.0f;
+        y[at] += code * double(step);
+        x[at] = x[at] - step * code;
+      }
     }
   return y;
 }
@@ -96,7 +102,7 @@ void test_linear(int format, bool columns, int64_t n_out, int64_t n_in, int64_t 
   const Owned weight(format, columns, n_out, n_in, group);
   for (int64_t n : {1, 2, 3, 7, 8, 9, 35}) {
     const std::vector<float> x = normal(size_t(n * n_in));
-    const std::vector<double> xr = rounded(x, n, n_in);
+    const std::vector<double> xr = rounded(x, n, n_in, parts_of(weight.w));
     std::vector<double> wanted(size_t(n * n_out));
     for (int64_t o = 0; o < n_out; o++)
       for (int64_t i = 0; i < n_in; i++) {

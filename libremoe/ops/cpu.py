@@ -1,6 +1,7 @@
-"""The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor. No copies either way.
+"""The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor, without copies.
 
-Activations are int8 per 64 inputs where weights are quantised (kernels/types.h says how exactly); all else is float32.
+Activations are int8 per 64 inputs where weights are quantised, twice that where they are int8 (kernels/types.h says how
+exactly); all else is float32.
 A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set. Whatever the
 kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32,
 and attention with tokens that must not be seen.
@@ -169,7 +170,8 @@ def moe(
     chosen = {e: get_expert(e) for e in sorted(set(ids_NA.flatten().tolist()))}
     gates = gates_NA.to(x_ND.dtype).float().contiguous()
     known = {e: _expert(expert) for e, expert in chosen.items()}
-    if any(k is None for k in known.values()):
+    kinds = {_kind(expert) for expert in chosen.values()}
+    if any(k is None for k in known.values()) or len(kinds) > 1:
         return _moe_by_expert(x_ND, ids_NA, gates, chosen, activation)
     x = _float(x_ND)
     out = torch.empty_like(x)
@@ -229,9 +231,19 @@ def _make_weight(weight: QuantTensor) -> _kernels.Weight | None:
 
 
 def _expert(expert: Expert) -> _kernels.Expert | None:
+    """None where the fused kernel does not take it."""
     if expert not in _experts:
-        parts = [
-            _weight(w) if isinstance(w, QuantTensor) else None for w in (expert.gate, expert.up, expert.down)
-        ]
-        _experts[expert] = None if any(p is None for p in parts) else _kernels.Expert(*parts)
+        _experts[expert] = _make_expert(expert)
     return _experts[expert]
+
+
+def _make_expert(expert: Expert) -> _kernels.Expert | None:
+    gate, up, down = (_weight(w) if isinstance(w, QuantTensor) else None for w in (expert.gate, expert.up, expert.down))
+    if gate is None or up is None or down is None or _kind(expert)[0] != _kind(expert)[1]:
+        return None
+    return _kernels.Expert(gate, up, down)
+
+
+def _kind(expert: Expert) -> tuple[tuple[str, str], ...]:
+    """Format and layout of gate, up and down, which experts of one fused call have in common."""
+    return tuple((getattr(w, "format", ""), getattr(w, "layout", "")) for w in (expert.gate, expert.up, expert.down))
