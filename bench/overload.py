@@ -1,4 +1,5 @@
-"""What the server does when too many come: python bench/overload.py [--streams 1000 --disconnects 10000 --seconds 10 --json]
+"""What the server does when too many come: python bench/overload.py [--streams 1000 --disconnects 10000 --seconds
+10 --json]
 
 The server runs in a process of its own over the stub engine of the tests (tokens at a fixed rate), the clients here:
 plain sockets, so that what is measured is the server. Three parts, with the goals of docs/THREATS.md:
@@ -174,12 +175,18 @@ async def overload(remote: Remote, seconds: float) -> dict[str, Any]:
     answers = await asyncio.gather(*tasks)
     refused = [a for a in answers if a.status in (429, 503)]
     return {
-        "requests": len(answers), "per_s": round(per_s), "engine_can_per_s": peak / OVERLOAD_TOKENS,
-        "refused": len(refused), "with_retry_after": sum(a.retry_after for a in refused),
-        "answered": sum(a.done for a in answers), "neither": len(answers) - len(refused) - sum(a.done for a in answers),
+        "requests": len(answers),
+        "per_s": round(per_s),
+        "engine_can_per_s": peak / OVERLOAD_TOKENS,
+        "refused": len(refused),
+        "with_retry_after": sum(a.retry_after for a in refused),
+        "answered": sum(a.done for a in answers),
+        "neither": len(answers) - len(refused) - sum(a.done for a in answers),
         "refusal_p50_ms": round(1000 * percentile([a.first_byte_s for a in refused], 0.5), 1),
         "refusal_p99_ms": round(1000 * percentile([a.first_byte_s for a in refused], 0.99), 1),
-        "stall_ms": state["stall_ms"], "goodput_tokens_per_s": round(goodput), "goodput_share": round(goodput / peak, 3),
+        "stall_ms": state["stall_ms"],
+        "goodput_tokens_per_s": round(goodput),
+        "goodput_share": round(goodput / peak, 3),
     }
 
 

@@ -1,8 +1,9 @@
 """Tokens per second with 1, 4, 16 and 64 clients: python bench/serve.py MODEL.gguf [--json]
 
-Starts `libremoe serve` and, where it is installed and the model is a .gguf file, llama.cpp's server on the same file, one
-after the other, and sends both the same streamed completions over loopback. For each number of clients: tokens/s of all,
-time to the first token and time between tokens, p50 and p99. Each client sends its next request when its last has ended.
+Starts `libremoe serve` and, where it is installed and the model is a .gguf file, llama.cpp's server on the same
+file, one after the other, and sends both the same streamed completions over loopback. For each number of clients:
+tokens/s of all, time to the first token and time between tokens, p50 and p99. Each client sends its next request
+when its last has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +26,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WORDS = "river stone wind light paper garden music winter bread silver mountain letter harbour candle forest".split()
+WORDS = [
+    "river",
+    "stone",
+    "wind",
+    "light",
+    "paper",
+    "garden",
+    "music",
+    "winter",
+    "bread",
+    "silver",
+    "mountain",
+    "letter",
+    "harbour",
+    "candle",
+    "forest",
+]
 START_TIMEOUT_S = 600.0
 
 
@@ -70,7 +87,9 @@ async def ask(port: int, model: str, prompt: str, max_tokens: int) -> Timed:
 
 async def level(port: int, model: str, clients: int, requests: int, n_prompt: int, n_answer: int) -> dict[str, Any]:
     async def client(number: int) -> list[Timed]:
-        rng = random.Random(f"{clients}/{number}")  # prompts share no beginning, so no server is helped by a prefix cache
+        rng = random.Random(
+            f"{clients}/{number}"
+        )  # prompts share no beginning, so no server is helped by a prefix cache
         return [await ask(port, model, " ".join(rng.choices(WORDS, k=n_prompt)), n_answer) for _ in range(requests)]
 
     began = time.perf_counter()
@@ -79,9 +98,13 @@ async def level(port: int, model: str, clients: int, requests: int, n_prompt: in
     gaps = [gap for timed in found for gap in timed.gaps_s]
     firsts = [timed.first_s for timed in found]
     return {
-        "clients": clients, "failed": sum(t.failed for t in found), "tokens_per_s": sum(t.tokens for t in found) / seconds,
-        "first_token_p50_ms": 1000 * percentile(firsts, 0.5), "first_token_p99_ms": 1000 * percentile(firsts, 0.99),
-        "between_tokens_p50_ms": 1000 * percentile(gaps, 0.5), "between_tokens_p99_ms": 1000 * percentile(gaps, 0.99),
+        "clients": clients,
+        "failed": sum(t.failed for t in found),
+        "tokens_per_s": sum(t.tokens for t in found) / seconds,
+        "first_token_p50_ms": 1000 * percentile(firsts, 0.5),
+        "first_token_p99_ms": 1000 * percentile(firsts, 0.99),
+        "between_tokens_p50_ms": 1000 * percentile(gaps, 0.5),
+        "between_tokens_p99_ms": 1000 * percentile(gaps, 0.99),
     }
 
 
@@ -131,8 +154,21 @@ def answers(port: int) -> bool:
 
 def servers(model: Path, port: int, slots: int, threads: int, context_len: int) -> dict[str, list[str]]:
     """Name -> command of each server that is installed. llama.cpp divides its context among its slots."""
-    found = {"libremoe": [sys.executable, "-m", "libremoe.cli", "serve", str(model), "--port", str(port), "--name", "bench",
-                          "--max-running", str(slots)]}
+    found = {
+        "libremoe": [
+            sys.executable,
+            "-m",
+            "libremoe.cli",
+            "serve",
+            str(model),
+            "--port",
+            str(port),
+            "--name",
+            "bench",
+            "--max-running",
+            str(slots),
+        ]
+    }
     if model.suffix != ".gguf":
         return found
     total = str(context_len * slots)
@@ -141,8 +177,21 @@ def servers(model: Path, port: int, slots: int, threads: int, context_len: int) 
                               "-t", str(threads), "--alias", "bench"]
     elif importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("llama_cpp.server"):
         # The Python server answers one request at a time.
-        found["llama.cpp (python)"] = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port),
-                                       "--n_ctx", str(context_len), "--n_threads", str(threads), "--model_alias", "bench"]
+        found["llama.cpp (python)"] = [
+            sys.executable,
+            "-m",
+            "llama_cpp.server",
+            "--model",
+            str(model),
+            "--port",
+            str(port),
+            "--n_ctx",
+            str(context_len),
+            "--n_threads",
+            str(threads),
+            "--model_alias",
+            "bench",
+        ]
     return found
 
 
@@ -170,8 +219,10 @@ def main() -> None:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    lines = [f"{'server':20} {'clients':>7} {'tokens/s':>9} {'first token ms':>20} {'between tokens ms':>20} {'failed':>6}",
-             f"{'':37} {'p50':>11} {'p99':>8} {'p50':>11} {'p99':>8}"]
+    lines = [
+        f"{'server':20} {'clients':>7} {'tokens/s':>9} {'first token ms':>20} {'between tokens ms':>20} {'failed':>6}",
+        f"{'':37} {'p50':>11} {'p99':>8} {'p50':>11} {'p99':>8}",
+    ]
     for name, levels in found.items():
         for at in levels:
             lines.append(f"{name:20} {at['clients']:7} {at['tokens_per_s']:9.1f} {at['first_token_p50_ms']:11.1f} "

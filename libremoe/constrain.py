@@ -24,7 +24,8 @@ MAX_GRAMMAR_CHARACTERS = 256 << 10
 
 
 class Grammars:
-    """Makes constraints for one tokenizer. Building the tables for a vocabulary takes about a second per 100,000 tokens."""
+    """Makes constraints for one tokenizer. Building the tables for a vocabulary takes about a second per 100,000
+    tokens."""
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int | None, vocab_size: int):
         """vocab_size: of the model's logits, which may be more than the tokenizer's."""
@@ -71,7 +72,8 @@ class TokenConstraint:
         self.complete_at: int | None = None  # tokens after which the text could not go on: the answer ends there
 
     def mask(self) -> torch.Tensor | None:
-        """(V,) bool, True where allowed. After the end of the grammar only the end of text is; None if there is no such id."""
+        """(V,) bool, True where allowed. After the end of the grammar only the end of text is; None if there is no
+        such id."""
         if self.complete_at is not None and self.eos_id is None:
             return None
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
@@ -99,7 +101,8 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, eos_id: int | None, vocab_size: int):
         self.tokenizer = tokenizer
         self.bos_token_id = tokenizer.bos_id
-        # Without an end-of-text id, a byte that UTF-8 never uses stands for one: it must be some id that no grammar admits.
+        # Without an end-of-text id, a byte that UTF-8 never uses stands for one: it must be some id that no
+        # grammar admits.
         self.special_token_ids: list[int] = []
         self.tokens: list[bytes] = []
         for i in range(vocab_size):
@@ -127,8 +130,11 @@ class _Vocabulary:
 
     def _byte_by_byte(self, text: str) -> list[int]:
         """Ids that spell the text for certain, longest pieces first, where the newline merged with what follows."""
-        rest, ids = text.encode(), []
-        by_bytes = {content: i for i, content in reversed(list(enumerate(self.tokens))) if i not in self.special_token_ids}
+        rest = text.encode()
+        ids: list[int] = []
+        by_bytes = {
+            content: i for i, content in reversed(list(enumerate(self.tokens))) if i not in self.special_token_ids
+        }
         while rest:
             n = next((n for n in range(min(len(rest), 32), 0, -1) if rest[:n] in by_bytes), 0)
             if not n:

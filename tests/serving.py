@@ -1,8 +1,10 @@
-"""A server in a thread of the test's process, on a free port of loopback: over the stub engine, or a tiny real model."""
+"""A server in a thread of the test's process, on a free port of loopback: over the stub engine, or a tiny real
+model."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import tempfile
 import threading
@@ -14,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import tiny
 from stub_engine import StubEngine
 
@@ -30,6 +33,10 @@ from libremoe.tokenizer import Tokenizer, open_tokenizer
 VOCAB = 512
 CONTEXT = 4096
 MODEL = "tiny"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+GENEROUS_S = 20.0  # nothing in the tests takes so long, however busy the machine
+CLIENT = httpx2.Client(timeout=GENEROUS_S)  # making one takes longer than most requests
 
 
 @cache
@@ -49,9 +56,9 @@ class Running:
 
 
 def service(engine: Any, *, context_len: int, keys: Path | None = None, template: str | None = None,
-            **settings: Any) -> Service:
+            model_id: str = MODEL, **settings: Any) -> Service:
     return Service(
-        engine=engine, tokenizer=tokenizer(), model_id=MODEL, context_len=context_len, vocab_size=VOCAB, eos_id=2,
+        engine=engine, tokenizer=tokenizer(), model_id=model_id, context_len=context_len, vocab_size=VOCAB, eos_id=2,
         access=Access(keys), metrics=Metrics(engine.stats), settings=Settings(**{"hosts": LOOPBACK_HOSTS} | settings),
         chat_template=ModelTemplate(template, tokenizer()) if template is not None else None,
     )
@@ -84,3 +91,19 @@ def tiny_engine(**options: Any) -> ThreadedEngine:
     """A Grok of two layers with a byte tokenizer's vocabulary, which says noise, but always the same."""
     config = dataclasses.replace(tiny.GROK, vocab_size=VOCAB, context_len=CONTEXT)
     return ThreadedEngine(Engine(tiny.model(config), **options))
+
+
+def post(running: Running, path: str, body: Any, **headers: str) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return CLIENT.post(running.url + path, content=content,
+                       headers={"content-type": "application/json"} | headers)
+
+
+def wait_until(true: Any, timeout_s: float = GENEROUS_S) -> float:
+    """Seconds until true() holds."""
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > timeout_s:
+            raise TimeoutError("it never came true")
+        time.sleep(0.005)
+    return time.monotonic() - began

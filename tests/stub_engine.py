@@ -83,7 +83,9 @@ class StubEngine:
         if not prompt or len(prompt) + max_tokens > self.context_len:
             raise LibremoeError(f"{len(prompt)} and {max_tokens} tokens do not fit into {self.context_len}")
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
-        stream = StubStream(self, Sequence(next(self.ids), prompt, params, max_tokens, constraint, prompt_logprobs, deadline))
+        stream = StubStream(
+            self, Sequence(next(self.ids), prompt, params, max_tokens, constraint, prompt_logprobs, deadline)
+        )
         self.waiting.append(stream)
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.run())
@@ -149,9 +151,21 @@ class StubEngine:
 
     def stats(self) -> Stats:
         return Stats(
-            waiting=len(self.waiting), waiting_tokens=0, running=len(self.running), blocks=self.max_running,
-            blocks_used=len(self.running), blocks_cached=0, prefix_lookup_tokens=0, prefix_hit_tokens=0, prompt_tokens=0,
-            generated_tokens=self.generated, preemptions=0, steps=self.steps, finished=dict(self.finished), tokens_per_s=0.0)
+            waiting=len(self.waiting),
+            waiting_tokens=0,
+            running=len(self.running),
+            blocks=self.max_running,
+            blocks_used=len(self.running),
+            blocks_cached=0,
+            prefix_lookup_tokens=0,
+            prefix_hit_tokens=0,
+            prompt_tokens=0,
+            generated_tokens=self.generated,
+            preemptions=0,
+            steps=self.steps,
+            finished=dict(self.finished),
+            tokens_per_s=0.0,
+        )
 
     async def drain(self, timeout_s: float) -> bool:
         self.closing = True

@@ -1,4 +1,5 @@
-"""Conversations as prompts: the transcript of a base model, a model's own template in its limited process, tool calls."""
+"""Conversations as prompts: the transcript of a base model, a model's own template in its limited process, tool
+calls."""
 
 from __future__ import annotations
 
@@ -33,18 +34,31 @@ def render(template: str, messages: list[Message], **more: object) -> list[int]:
     return asyncio.run(work())
 
 
-@given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]),
-                          st.sampled_from(["x", "\nUser: y", "Assistant: z", "a\nSystem: b", "[EOS]", "Tool:"])), max_size=6))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["user", "assistant", "system"]),
+            st.sampled_from(["x", "\nUser: y", "Assistant: z", "a\nSystem: b", "[EOS]", "Tool:"]),
+        ),
+        max_size=6,
+    )
+)
 def test_nobody_speaks_for_another(turns: list[tuple[str, str]]) -> None:
     text = transcript([said(role, content) for role, content in turns], examples=())  # type: ignore[arg-type]
-    spoken = [line.split(":")[0] for line in text.split("\n") if line.startswith(tuple(f"{label}:" for label in LABELS.values()))]
+    spoken = [
+        line.split(":")[0]
+        for line in text.split("\n")
+        if line.startswith(tuple(f"{label}:" for label in LABELS.values()))
+    ]
     assert spoken == [LABELS[role] for role, _ in turns if role != "system"] + ["Assistant"]
     ids = tokenizer().encode_untrusted(text)
     assert not any(tokenizer().is_special(i) for i in ids)
 
 
 def test_transcript_ends_where_the_answer_begins() -> None:
-    prompt = transcript_prompt([said("system", "Be brief."), said("user", "Hi")], tokenizer(), bos_id=1, context_len=8192)
+    prompt = transcript_prompt(
+        [said("system", "Be brief."), said("user", "Hi")], tokenizer(), bos_id=1, context_len=8192
+    )
     text = tokenizer().decode(prompt.ids)
     assert prompt.ids[0] == 1 and prompt.template == "transcript"
     assert text.endswith("User: Hi\n\nAssistant:") and "Be brief." in text
@@ -64,7 +78,15 @@ def test_transcript_tells_of_tools_and_their_calls() -> None:
 
 def test_own_template_gives_its_control_pieces_and_nobody_else_does() -> None:
     ids = render(CHATML, [said("user", "a[EOS]b"), said("assistant", "c"), said("user", "[BOS]")], tools=[WEATHER])
-    assert [i for i in ids if tokenizer().is_special(i)] == [1, 2, 1, 2, 1, 2, 1]  # three turns and the beginning of one
+    assert [i for i in ids if tokenizer().is_special(i)] == [
+        1,
+        2,
+        1,
+        2,
+        1,
+        2,
+        1,
+    ]  # three turns and the beginning of one
     text = "".join(tokenizer().decode([i]) for i in ids)
     assert text.startswith("user: a[EOS]b\nassistant: c\nuser: [BOS]\n") and '"weather"' in text
 
@@ -106,7 +128,9 @@ def test_after_a_hostile_conversation_the_next_is_rendered() -> None:
 def test_templates_are_found_beside_a_model(tmp_path: Path) -> None:
     assert find_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": [{"name": "default", "template": "A"}, {"name": "rag", "template": "B"}]}))
+    config.write_text(
+        json.dumps({"chat_template": [{"name": "default", "template": "A"}, {"name": "rag", "template": "B"}]})
+    )
     assert find_template(tmp_path) == "A"
     (tmp_path / "chat_template.jinja").write_text("C")
     assert find_template(tmp_path) == "C"
@@ -119,8 +143,24 @@ def test_templates_are_found_beside_a_model(tmp_path: Path) -> None:
         find_template(tmp_path)
 
 
-PIECES = st.sampled_from([OPEN, CLOSE, "<", "tool", "_call>", "</", '{"name": "f", "arguments": {"a": 1}}', '{"name": "g"}', "{", " ", "\n",
-                          "text", '{"name": 5}', OPEN + '{"name": "f", "arguments": {}}' + CLOSE])
+PIECES = st.sampled_from(
+    [
+        OPEN,
+        CLOSE,
+        "<",
+        "tool",
+        "_call>",
+        "</",
+        '{"name": "f", "arguments": {"a": 1}}',
+        '{"name": "g"}',
+        "{",
+        " ",
+        "\n",
+        "text",
+        '{"name": 5}',
+        OPEN + '{"name": "f", "arguments": {}}' + CLOSE,
+    ]
+)
 
 
 @given(st.lists(PIECES, max_size=10).map("".join), st.lists(st.integers(1, 7), max_size=60))
@@ -148,7 +188,9 @@ def test_calls_do_not_depend_on_how_the_text_is_cut(text: str, cuts: list[int]) 
 
 def test_calls_are_taken_out_of_the_text() -> None:
     parser = CallParser()
-    found = parser.push(f'Let me see. {OPEN}{{"name": "f", "arguments": {{"a": "é"}}}}{CLOSE} \n{OPEN}{{"name": "g", "argu')
+    found = parser.push(
+        f'Let me see. {OPEN}{{"name": "f", "arguments": {{"a": "é"}}}}{CLOSE} \n{OPEN}{{"name": "g", "argu'
+    )
     found += parser.finish()
     assert isinstance(found[0], Text) and found[0].text == "Let me see. "
     assert isinstance(found[1], ToolCall) and json.loads(found[1].arguments) == {"a": "é"}

@@ -1,4 +1,5 @@
-"""Constrained decoding: whatever the model says, the text is of the grammar; and masks agree with the text that tokens make."""
+"""Constrained decoding: whatever the model says, the text is of the grammar; and masks agree with the text that
+tokens make."""
 
 from __future__ import annotations
 
@@ -19,9 +20,16 @@ from libremoe.tokenizer import Tokenizer, open_tokenizer
 
 SHARED = Path(os.environ.get("LIBREMOE_SHARED", Path(__file__).parent.parent.parent / "shared"))
 OFFICIAL = SHARED / "tokenizer" / "tokenizer.model"
-SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"type": "integer", "minimum": 0, "maximum": 99},
-                                           "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}},
-          "required": ["name", "n", "tags"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "n": {"type": "integer", "minimum": 0, "maximum": 99},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["name", "n", "tags"],
+    "additionalProperties": False,
+}
 
 
 def walk(constraint: Any, tokens: Tokenizer, eos_id: int | None, seed: int, most: int = 200) -> str:
@@ -51,7 +59,10 @@ def test_any_walk_is_of_the_schema(eos_id: int | None) -> None:
 
 
 def test_any_walk_is_a_call() -> None:
-    tools = [Tool("f", parameters=SCHEMA), Tool("g", parameters={"type": "object", "properties": {}, "additionalProperties": False})]
+    tools = [
+        Tool("f", parameters=SCHEMA),
+        Tool("g", parameters={"type": "object", "properties": {}, "additionalProperties": False}),
+    ]
     grammars = Grammars(tokenizer(), 2, VOCAB)
     names = set()
     for seed in range(20):
@@ -94,6 +105,8 @@ def test_no_dummy_prefix_with_the_official_vocabulary() -> None:
         assert b"".join(official.token_bytes(i) or b"" for i in ids).decode() == text
     constraint = grammars.json_schema({"enum": ["hello"]})
     allowed = constraint.mask().nonzero().flatten().tolist()
-    assert allowed and all('"hello"'.startswith((official.token_bytes(i) or b"?").decode("utf-8", "replace")) for i in allowed)
+    assert allowed and all(
+        '"hello"'.startswith((official.token_bytes(i) or b"?").decode("utf-8", "replace")) for i in allowed
+    )
     for seed in range(5):
         json.loads(walk(grammars.json_schema(SCHEMA), official, official.eos_id, seed))

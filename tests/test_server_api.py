@@ -116,9 +116,34 @@ CLIENT = httpx2.Client(timeout=60)
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
                     max_leaves=12)
-FIELDS = ["model", "messages", "prompt", "input", "n", "stop", "tools", "tool_choice", "response_format", "logit_bias", "seed",
-          "stream", "stream_options", "max_tokens", "logprobs", "top_logprobs", "echo", "system", "temperature", "text",
-          "tokens", "instructions", "stop_sequences", "output_config", "encoding_format", "dimensions"]
+FIELDS = [
+    "model",
+    "messages",
+    "prompt",
+    "input",
+    "n",
+    "stop",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "logit_bias",
+    "seed",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "system",
+    "temperature",
+    "text",
+    "tokens",
+    "instructions",
+    "stop_sequences",
+    "output_config",
+    "encoding_format",
+    "dimensions",
+]
 
 
 @settings(max_examples=200, **HEALTHY)

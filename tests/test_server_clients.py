@@ -12,16 +12,22 @@ from pathlib import Path
 import pytest
 from serving import MODEL, VOCAB, Running, served, tiny_engine, tokenizer
 
-
 pytest.importorskip("openai")
 import anthropic  # noqa: E402
 import openai  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 HI = [{"role": "user", "content": "Hi"}]
-WEATHER = {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}, "days": {"type": "integer", "enum": [1, 2]}},
-           "required": ["city", "days"], "additionalProperties": False}
-WEATHER_TOOL = {"type": "function", "function": {"name": "weather", "description": "the weather", "parameters": WEATHER}}
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bern", "Rome"]}, "days": {"type": "integer", "enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER_TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "the weather", "parameters": WEATHER},
+}
 OPTIONS = {"model": MODEL, "temperature": 0.0, "max_tokens": 12}
 
 
@@ -52,8 +58,11 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_a_chat_is_its_stream_collected(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(messages=HI, seed=3, **{**OPTIONS, "temperature": 1.0})
-    chunks = list(client.chat.completions.create(messages=HI, seed=3, stream=True, stream_options={"include_usage": True},
-                                                 **{**OPTIONS, "temperature": 1.0}))
+    chunks = list(
+        client.chat.completions.create(
+            messages=HI, seed=3, stream=True, stream_options={"include_usage": True}, **{**OPTIONS, "temperature": 1.0}
+        )
+    )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
@@ -72,7 +81,9 @@ def test_same_seed_same_text_and_n_answers(client: openai.OpenAI) -> None:
     assert three[0] == texts(seed=7)[0]
     assert len(set(three)) == 3
     streamed = ["", "", ""]
-    for chunk in client.chat.completions.create(messages=HI, seed=7, n=3, stream=True, **{**OPTIONS, "temperature": 1.0}):
+    for chunk in client.chat.completions.create(
+        messages=HI, seed=7, n=3, stream=True, **{**OPTIONS, "temperature": 1.0}
+    ):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert streamed == three
 
@@ -125,13 +136,17 @@ def test_forced_tool_call_streamed(client: openai.OpenAI) -> None:
 class Answer(BaseModel):
     city: str
     warm: bool
-    model_config = {"json_schema_extra": {"properties": {"city": {"enum": ["Bern", "Rome"]}, "warm": {"type": "boolean"}}}}
+    model_config = {
+        "json_schema_extra": {"properties": {"city": {"enum": ["Bern", "Rome"]}, "warm": {"type": "boolean"}}}
+    }
 
 
 def test_json_schema(client: openai.OpenAI) -> None:
     found = client.chat.completions.parse(messages=HI, response_format=Answer, model=MODEL, max_tokens=100)
     assert found.choices[0].message.parsed.city in ("Bern", "Rome")
-    raw = client.chat.completions.create(messages=HI, response_format={"type": "json_object"}, model=MODEL, max_tokens=30)
+    raw = client.chat.completions.create(
+        messages=HI, response_format={"type": "json_object"}, model=MODEL, max_tokens=30
+    )
     assert raw.choices[0].message.content.startswith("{")
     with pytest.raises(openai.BadRequestError, match="schema"):
         bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
@@ -151,7 +166,9 @@ def test_completions_take_ids_and_lists(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
 def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI, running: Running, max_tokens: int) -> None:
     ids = tokenizer().encode("score me")
-    found = client.completions.create(model=MODEL, prompt=[ids], echo=True, logprobs=2, max_tokens=max_tokens, temperature=0)
+    found = client.completions.create(
+        model=MODEL, prompt=[ids], echo=True, logprobs=2, max_tokens=max_tokens, temperature=0
+    )
     choice = found.choices[0]
     logprobs = choice.logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(ids) + max_tokens
@@ -161,7 +178,9 @@ def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI, running: Ru
     assert logprobs.text_offset[:4] == [0, 1, 2, 3]
     streamed = list(client.completions.create(model=MODEL, prompt=[ids], echo=True, logprobs=2, max_tokens=max_tokens,
                                               temperature=0, stream=True))
-    together = [value for chunk in streamed if chunk.choices[0].logprobs for value in chunk.choices[0].logprobs.token_logprobs]
+    together = [
+        value for chunk in streamed if chunk.choices[0].logprobs for value in chunk.choices[0].logprobs.token_logprobs
+    ]
     assert together == logprobs.token_logprobs
     # the score of a token is what the model would have said of it as an answer
     if max_tokens == 0:
@@ -189,8 +208,11 @@ def test_responses(client: openai.OpenAI) -> None:
             pass
         (call,) = stream.get_final_response().output
     assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Bern", "Rome")
-    back = [{"role": "user", "content": "Hi"}, call.model_dump(exclude={"status", "parsed_arguments"}, exclude_none=True),
-            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    back = [
+        {"role": "user", "content": "Hi"},
+        call.model_dump(exclude={"status", "parsed_arguments"}, exclude_none=True),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+    ]
     assert client.responses.create(input=back, tools=[tool], **options).output_text
     schema = {"format": {"type": "json_schema", "name": "w", "schema": WEATHER}}
     parsed = client.responses.create(model=MODEL, input="Hi", text=schema, max_output_tokens=100)
@@ -252,21 +274,29 @@ def test_anthropic_tools(claude: anthropic.Anthropic) -> None:
     with claude.messages.stream(**options) as stream:
         final = stream.get_final_message()
     assert final.content[0].input["days"] in (1, 2)
-    back = [*HI, {"role": "assistant", "content": [found.content[0].model_dump(exclude_none=True)]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": found.content[0].id, "content": "sunny"}]}]
+    back = [
+        *HI,
+        {"role": "assistant", "content": [found.content[0].model_dump(exclude_none=True)]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": found.content[0].id, "content": "sunny"}]},
+    ]
     assert claude.messages.create(model=MODEL, max_tokens=5, messages=back, tools=[tool]).content
 
 
 def test_langchain(running: Running) -> None:
     from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-    chat = ChatOpenAI(model=MODEL, base_url=f"{running.url}/v1", api_key="none", max_tokens=12, temperature=0, max_retries=0)
+    chat = ChatOpenAI(
+        model=MODEL, base_url=f"{running.url}/v1", api_key="none", max_tokens=12, temperature=0, max_retries=0
+    )
     whole = chat.invoke("Hi").content
     assert "".join(chunk.content for chunk in chat.stream("Hi")) == whole != ""
-    bound = ChatOpenAI(model=MODEL, base_url=f"{running.url}/v1", api_key="none", max_tokens=200, max_retries=0).bind_tools(
-        [WEATHER_TOOL], tool_choice="weather")
+    bound = ChatOpenAI(
+        model=MODEL, base_url=f"{running.url}/v1", api_key="none", max_tokens=200, max_retries=0
+    ).bind_tools([WEATHER_TOOL], tool_choice="weather")
     assert bound.invoke("Hi").tool_calls[0]["args"]["city"] in ("Bern", "Rome")
-    vectors = OpenAIEmbeddings(model=MODEL, base_url=f"{running.url}/v1", api_key="none", check_embedding_ctx_length=False)
+    vectors = OpenAIEmbeddings(
+        model=MODEL, base_url=f"{running.url}/v1", api_key="none", check_embedding_ctx_length=False
+    )
     assert len(vectors.embed_query("hello")) == 64
 
 
@@ -284,12 +314,18 @@ def test_llm_command(running: Running, tmp_path: Path) -> None:
 def test_lm_eval_local_completions(running: Running, tmp_path: Path) -> None:
     """Two tasks in a file: choosing among continuations (echo and logprobs), and generating."""
     pytest.importorskip("lm_eval")
-    rows = [{"q": "The sky is", "a": [" blue", " a fish"], "gold": 0}, {"q": "Two and two make", "a": [" four", " red"], "gold": 0}]
+    rows = [
+        {"q": "The sky is", "a": [" blue", " a fish"], "gold": 0},
+        {"q": "Two and two make", "a": [" four", " red"], "gold": 0},
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common = f"dataset_path: json\ndataset_kwargs:\n  data_files: {tmp_path}/rows.jsonl\ntest_split: train\ndoc_to_text: '{{{{q}}}}'\ntarget_delimiter: ''\n"
+    common = f"dataset_path: json\ndataset_kwargs:\n  data_files: {tmp_path}/rows.jsonl\n"
+    common += "test_split: train\ndoc_to_text: '{{q}}'\ntarget_delimiter: ''\n"
     (tmp_path / "choose.yaml").write_text(
-        f"task: choose\n{common}output_type: multiple_choice\ndoc_to_choice: '{{{{a}}}}'\ndoc_to_target: '{{{{gold}}}}'\n"
-        "metric_list:\n  - metric: acc\n")
+        f"task: choose\n{common}output_type: multiple_choice\ndoc_to_choice: '{{{{a}}}}'\n"
+        "doc_to_target: '{{gold}}'\n"
+        "metric_list:\n  - metric: acc\n"
+    )
     (tmp_path / "write.yaml").write_text(
         f"task: write\n{common}output_type: generate_until\ndoc_to_target: '{{{{a[0]}}}}'\n"
         "generation_kwargs:\n  until: ['.']\n  max_gen_toks: 8\nmetric_list:\n  - metric: exact_match\n")
@@ -300,7 +336,9 @@ def test_lm_eval_local_completions(running: Running, tmp_path: Path) -> None:
     (tokens / "tokenizer.json").write_text(byte_tokenizer(VOCAB))
     (tokens / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast",
                                                               "eos_token": "[EOS]", "bos_token": "[BOS]"}))
-    arguments = f"model={MODEL},base_url={running.url}/v1/completions,tokenizer={tokens},num_concurrent=1,max_length=512"
+    arguments = (
+        f"model={MODEL},base_url={running.url}/v1/completions,tokenizer={tokens},num_concurrent=1,max_length=512"
+    )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OPENAI_API_KEY": "none"}
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks",
@@ -322,7 +360,11 @@ def test_tokens_do_not_depend_on_company(running: Running) -> None:
 
     def ask(i: int) -> str:
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
-            return client.completions.create(model=MODEL, prompt=f"story {i % 3}", seed=i % 3, max_tokens=20).choices[0].text
+            return (
+                client.completions.create(model=MODEL, prompt=f"story {i % 3}", seed=i % 3, max_tokens=20)
+                .choices[0]
+                .text
+            )
 
     alone = [ask(i) for i in range(3)]
     with ThreadPoolExecutor(9) as pool:

@@ -1,4 +1,5 @@
-"""What a conversation is made of: Message and its parts. Values only: they know nothing of models, stores or servers."""
+"""What a conversation is made of: Message and its parts. Values only: they know nothing of models, stores or
+servers."""
 
 from __future__ import annotations
 

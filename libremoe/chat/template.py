@@ -117,7 +117,8 @@ def read_template(path: Path) -> str:
 
 
 class ModelTemplate:
-    """A model's own chat template. One process renders for all requests; it is started when needed and killed when late."""
+    """A model's own chat template. One process renders for all requests; it is started when needed and killed when
+    late."""
 
     def __init__(self, template: str, tokenizer: Tokenizer):
         self.template = template
@@ -186,7 +187,8 @@ class ModelTemplate:
 
 
 class _Marks:
-    """Stands in for people's texts while a template is rendered, so that they can be told from the template's own text."""
+    """Stands in for people's texts while a template is rendered, so that they can be told from the template's own
+    text."""
 
     def __init__(self) -> None:
         self.nonce = secrets.token_hex(8)
@@ -241,7 +243,9 @@ def encode_marked(rendered: str, marks: _Marks, tokenizer: Tokenizer, specials: 
     """
     ids: list[int] = []
     run = ""
-    cut = re.compile("(" + "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) + ")") if specials else None
+    cut = (
+        re.compile("(" + "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) + ")") if specials else None
+    )
     for text, by_people in marks.split(rendered):
         if by_people or cut is None:
             run += text

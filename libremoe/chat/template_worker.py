@@ -41,7 +41,15 @@ def answer(jinja: ImmutableSandboxedEnvironment, line: str) -> dict[str, str]:
         text = jinja.from_string(request["template"]).render(**request["values"])
     except MemoryError:
         return {"error": "needs too much memory"}
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         return {"error": f"{type(error).__name__}: {error}"[:500]}
     return {"text": text} if len(text) <= MAX_TEXT else {"error": f"makes more than {MAX_TEXT} characters"}
 

@@ -1,4 +1,5 @@
-"""Tools for models that were never trained to call any: how they are told (instructions), forced (grammar), and understood.
+"""Tools for models that were never trained to call any: how they are told (instructions), forced (grammar), and
+understood.
 
 A call is written as one line, in the form that several open models were trained on:
 
@@ -92,7 +93,8 @@ class CallParser:
         return parts
 
     def finish(self) -> list[Text | ToolCall]:
-        """The end of the answer: a call that lacks its closing mark counts, cut off or not, if its arguments have begun."""
+        """The end of the answer: a call that lacks its closing mark counts, cut off or not, if its arguments have
+        begun."""
         held, self.held = self.held, ""
         return self._call(held, "") if self.inside else self._text(held)
 

@@ -150,7 +150,12 @@ def _input(call: ToolCall) -> dict[str, Any]:
 
 
 def _tool_block(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": f"toolu_{call.id.removeprefix('call_')}", "name": call.name, "input": _input(call)}
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{call.id.removeprefix('call_')}",
+        "name": call.name,
+        "input": _input(call),
+    }
 
 
 def _content(whole: Whole) -> list[dict[str, Any]]:
@@ -165,7 +170,7 @@ async def _events(service: Service, body: MessagesRequest, turn: Turn, generatio
     blocks, open_text = 0, False
     finish, stop_text = "stop", None
     async with generation, aclosing(parts_of(turn, generation)) as more:
-        empty = {"content": [], "stop_reason": None, "stop_sequence": None}
+        empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         yield named("message_start", message={**_head(service, turn), **empty, "usage": _usage(generation, 0)})
         yield named("ping")
         async for parts in more:

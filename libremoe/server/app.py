@@ -1,7 +1,7 @@
 """The application: its routes, and the guards before them. Routes translate in, let the engine work, and translate out.
 
-Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key. /health alone answers
-without a key. CORS is off unless the server was started with an origin that may call.
+Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key. /health alone
+answers without a key. CORS is off unless the server was started with an origin that may call.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class _Guards:
         key = self.service.access.key_for(given)
         needed = SCOPES.get(path)
         if key is not None and needed is not None and needed not in key.scopes:
-            raise ApiError(403, f"the key {key.name} is not for this: it lacks the scope {needed}", code="scope_missing")
+            raise ApiError(
+                403, f"the key {key.name} is not for this: it lacks the scope {needed}", code="scope_missing"
+            )
         scope["state"]["key"] = key
 
 

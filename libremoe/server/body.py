@@ -1,4 +1,5 @@
-"""A request's body, read within limits and parsed into its schema; what is wrong with it becomes a 400 that names the field."""
+"""A request's body, read within limits and parsed into its schema; what is wrong with it becomes a 400 that names
+the field."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ async def read_body(request: Request, model: type[M], settings: Settings) -> M:
 
 
 async def _read(request: Request, settings: Settings) -> bytes:
-    too_long = ApiError(413, f"the body is longer than {settings.max_body_bytes} bytes", headers={"Connection": "close"})
+    too_long = ApiError(
+        413, f"the body is longer than {settings.max_body_bytes} bytes", headers={"Connection": "close"}
+    )
     body, discarded = bytearray(), 0
     try:
         async with asyncio.timeout(settings.body_timeout_s):

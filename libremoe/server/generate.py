@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -157,7 +157,7 @@ class Generation:
         used = self.prompt_tokens + self.completion_tokens
         self.service.access.give_back(self._key, charged - used)
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncGenerator[Piece]:
         if len(self.choices) == 1:
             async with aclosing(self.choices[0].pieces()) as pieces:
                 async for piece in pieces:
@@ -176,7 +176,7 @@ class Generation:
         return answers
 
 
-async def _merged(choices: Sequence[_Choice]) -> AsyncIterator[Piece]:
+async def _merged(choices: Sequence[_Choice]) -> AsyncGenerator[Piece]:
     """Pieces of several answers in the order in which they come; the first failure ends all."""
     arrived: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(maxsize=64)
 
@@ -219,7 +219,7 @@ class _Choice:
         self.num_tokens = 0
         self.last = arrived
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece]:
         async for output in self.stream:
             piece = self._piece(output)
             if piece.text or piece.tokens or piece.finish_reason or piece.prompt_logprobs:
@@ -231,7 +231,8 @@ class _Choice:
     def _piece(self, output: Output) -> Piece:
         if output.finish_reason in ("error", "cancelled", "deadline"):
             raise _failure(output)
-        text, tokens, finish = "", (), output.finish_reason
+        text, finish = "", output.finish_reason
+        tokens: tuple[Logprob, ...] = ()
         if output.token is not None:
             self._measure()
             if finish != "stop":  # else it is the end-of-text id, which is no part of the text

@@ -52,7 +52,8 @@ def digest(secret: str) -> str:
 
 
 def load_keys(path: Path) -> list[Key]:
-    """The keys in the file, none if there is no file. Raises LibremoeError where others may read it or it is damaged."""
+    """The keys in the file, none if there is no file. Raises LibremoeError where others may read it or it is
+    damaged."""
     try:
         info = path.stat()
         if stat.S_IMODE(info.st_mode) & 0o077:

@@ -75,13 +75,18 @@ class Access:
             log.error("the keys in use stay as they were: %s", error)
 
     def key_for(self, secret: str | None) -> Key | None:
-        """The key of a request; None where none is needed. Raises ApiError 401, and 429 when its requests are used up."""
+        """The key of a request; None where none is needed. Raises ApiError 401, and 429 when its requests are used
+        up."""
         if not self.required:
             return None
         self._reload()
         if not secret:
-            raise ApiError(401, "this server needs a key: send it as 'Authorization: Bearer KEY' (libremoe keys add NAME)",
-                           code="missing_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise ApiError(
+                401,
+                "this server needs a key: send it as 'Authorization: Bearer KEY' (libremoe keys add NAME)",
+                code="missing_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         key = find(self.keys, secret) if len(secret) <= MAX_SECRET else None
         if key is None:
             raise ApiError(401, "the key is not known", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -39,10 +39,18 @@ class Metrics:
         self.registry.register(_EngineCollector(stats, expert_stats))
         self.requests = Counter("libremoe_requests_total", "Answers by route and HTTP status", ["route", "status"],
                                 registry=self.registry)
-        self.first_token = Histogram("libremoe_time_to_first_token_seconds", "From a request's arrival to its first token",
-                                     buckets=FIRST_TOKEN_BUCKETS, registry=self.registry)
-        self.between_tokens = Histogram("libremoe_time_between_tokens_seconds", "From a token to the next of its sequence",
-                                        buckets=TOKEN_BUCKETS, registry=self.registry)
+        self.first_token = Histogram(
+            "libremoe_time_to_first_token_seconds",
+            "From a request's arrival to its first token",
+            buckets=FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.between_tokens = Histogram(
+            "libremoe_time_between_tokens_seconds",
+            "From a token to the next of its sequence",
+            buckets=TOKEN_BUCKETS,
+            registry=self.registry,
+        )
         self.disconnects = Counter("libremoe_disconnects_total", "Clients that left before their answer ended",
                                    registry=self.registry)
 

@@ -76,7 +76,9 @@ def sampling(body: OpenAISampling) -> dict[str, Any]:
 
 def _message(message: ChatMessage, i: int) -> Message:
     where = f"messages[{i}]"
-    text = text_of(message.content, f"{where}.content", ("text", "refusal") if message.role == "assistant" else ("text",))
+    text = text_of(
+        message.content, f"{where}.content", ("text", "refusal") if message.role == "assistant" else ("text",)
+    )
     if message.role == "tool":
         if message.tool_call_id is None:
             raise invalid(f"{where}.tool_call_id says which call this answers; it is missing", f"{where}.tool_call_id")

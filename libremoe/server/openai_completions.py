@@ -1,4 +1,5 @@
-"""POST /v1/completions: texts or token ids, continued as they are. Evaluation harnesses score with echo and logprobs."""
+"""POST /v1/completions: texts or token ids, continued as they are. Evaluation harnesses score with echo and
+logprobs."""
 
 from __future__ import annotations
 
@@ -65,9 +66,7 @@ async def _jobs(service: Service, body: CompletionRequest) -> list[Job]:
 
 async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
     prompt: Any = body.prompt
-    if isinstance(prompt, str):
-        prompt = [prompt]
-    elif isinstance(prompt[0], int):
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
         prompt = [prompt]
     try:
         return [await service.encode(p) if isinstance(p, str) else list(p) for p in prompt]

@@ -34,9 +34,15 @@ GETS = {
     "/": ("This document as a page", "text/html"),
 }
 ERRORS = {
-    "400": "a field is wrong; the message names it", "401": "a key is needed", "403": "not with this key, or from there",
-    "404": "no such model", "408": "the body came too slowly", "413": "the body is too long", "415": "not JSON",
-    "429": "a quota is used up; see Retry-After", "500": "the answer failed",
+    "400": "a field is wrong; the message names it",
+    "401": "a key is needed",
+    "403": "not with this key, or from there",
+    "404": "no such model",
+    "408": "the body came too slowly",
+    "413": "the body is too long",
+    "415": "not JSON",
+    "429": "a quota is used up; see Retry-After",
+    "500": "the answer failed",
     "503": "the queue is full, or the server is shutting down; see Retry-After",
 }
 
@@ -47,10 +53,14 @@ def document() -> dict[str, Any]:
     _, definitions = models_json_schema([(body, "validation") for _, body, _ in POSTS.values()],
                                         ref_template="#/components/schemas/{model}")
     anything = {"schema": {"type": "object"}}
-    errors = {status: {"description": text, "content": {"application/json": anything}} for status, text in ERRORS.items()}
+    errors = {
+        status: {"description": text, "content": {"application/json": anything}} for status, text in ERRORS.items()
+    }
     paths: dict[str, Any] = {}
     for path, (summary, body, streams) in POSTS.items():
-        content = {"application/json": anything} | ({"text/event-stream": {"schema": {"type": "string"}}} if streams else {})
+        content = {"application/json": anything} | (
+            {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+        )
         ref = {"$ref": f"#/components/schemas/{body.__name__}"}
         paths[path] = {"post": {
             "summary": summary, "operationId": path.strip("/").replace("/", "_"), "security": [{"key": []}],
@@ -68,7 +78,10 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "libremoe", "version": "1", "description": "One engine, and the APIs that clients know."},
         "paths": paths,
-        "components": {"schemas": definitions["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -93,7 +106,9 @@ def _page(model_id: str) -> str:
              '<a href="/openapi.json">OpenAPI</a>.</p>']
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
-            parts.append(f"<p><code>{method.upper()} {html.escape(path)}</code> {html.escape(operation['summary'])}</p>")
+            parts.append(
+                f"<p><code>{method.upper()} {html.escape(path)}</code> {html.escape(operation['summary'])}</p>"
+            )
             if path in POSTS:
                 fields = json.dumps(found["components"]["schemas"][POSTS[path][1].__name__]["properties"], indent=1)
                 parts.append(f"<details><summary>fields</summary><pre>{html.escape(fields)}</pre></details>")

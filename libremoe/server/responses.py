@@ -130,7 +130,9 @@ def _call_item(call: ToolCall, status: str) -> dict[str, Any]:
             "arguments": call.arguments, "status": status}
 
 
-def _object(service: Service, body: ResponsesRequest, turn: Turn, status: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+def _object(
+    service: Service, body: ResponsesRequest, turn: Turn, status: str, items: list[dict[str, Any]]
+) -> dict[str, Any]:
     choice: Any = body.tool_choice or "auto"
     format = body.text.format if body.text is not None else None
     shown = format.model_dump(by_alias=True, exclude_none=True) if format is not None else {"type": "text"}
@@ -211,7 +213,9 @@ class _Writer:
         return self.event("response.output_item.done", output_index=len(self.items) - 1, item=item)
 
 
-async def _events(service: Service, body: ResponsesRequest, turn: Turn, generation: Generation) -> AsyncGenerator[bytes]:
+async def _events(
+    service: Service, body: ResponsesRequest, turn: Turn, generation: Generation
+) -> AsyncGenerator[bytes]:
     writer, whole = _Writer(), Whole()
     begun = _object(service, body, turn, "in_progress", [])
     async with generation, aclosing(parts_of(turn, generation)) as more:

@@ -1,7 +1,9 @@
-"""The bodies of requests. Types are strict (a number in quotes is a 400 that names the field); unknown fields are ignored.
+"""The bodies of requests. Types are strict (a number in quotes is a 400 that names the field); unknown fields are
+ignored.
 
-Field names and ranges are those of the OpenAI and Anthropic APIs; top_k, min_p and repetition_penalty are additions of ours,
-named as other servers of open models name them. What a field means for the model is decided in the routes. No torch here.
+Field names and ranges are those of the OpenAI and Anthropic APIs; top_k, min_p and repetition_penalty are
+additions of ours, named as other servers of open models name them. What a field means for the model is decided
+in the routes. No torch here.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ KEEP_ALIVE_S = 20
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: path, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes, queue_timeout,
-    drain_timeout, chat_template, allow_host, allow_origin, keys_file. Returns 0 after a clean end."""
+    """The command. args: path, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes,
+    queue_timeout, drain_timeout, chat_template, allow_host, allow_origin, keys_file. Returns 0 after a clean end."""
     access = access_for(args.host, args.keys_file or keys_path())
     listener = _listen(args.host, args.port)  # before the weights are read: a port in use is known at once
     with listener:
@@ -126,12 +126,14 @@ def banner(service: Service, host: str, port: int) -> str:
     key = (f"a key is needed for all but /health ({len(service.access.keys)} in {service.access.path})"
            if service.access.required else "no key is needed")
     return (
-        f"libremoe serves {service.model_id!r}: context {service.context_len} tokens; chats are rendered by {template}\n"
+        f"libremoe serves {service.model_id!r}: context {service.context_len} tokens; "
+        f"chats are rendered by {template}\n"
         f"  OpenAI     base URL http://{shown}:{port}/v1   chat/completions completions responses embeddings models\n"
         f"  Anthropic  base URL http://{shown}:{port}      v1/messages v1/messages/count_tokens\n"
         f"  others     http://{shown}:{port}/ (fields), /tokenize /detokenize /health /metrics /openapi.json\n"
         f"Exposed: {reach}; {key}. Web pages of other sites may not call"
-        + (f", except {', '.join(service.settings.origins)}" if service.settings.origins else "") + "."
+        + (f", except {', '.join(service.settings.origins)}" if service.settings.origins else "")
+        + "."
     )
 
 
@@ -175,16 +177,30 @@ class Server(uvicorn.Server):
         self.drain_timeout_s = drain_timeout_s
         self._draining: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        super().__init__(uvicorn.Config(
-            make_app(service), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, backlog=ACCEPTED_AT_ONCE,
-            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        ))
+        super().__init__(
+            uvicorn.Config(
+                make_app(service),
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                backlog=ACCEPTED_AT_ONCE,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=10,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            )
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        for listener in sockets or ():  # asyncio takes its own number of connections in one turn, the kernel keeps these
+        for listener in (
+            sockets or ()
+        ):  # asyncio takes its own number of connections in one turn, the kernel keeps these
             listener.listen(BACKLOG)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again would hold up everybody

@@ -1,4 +1,5 @@
-"""What all routes share: the model's name, tokenizer and template, the limits, and the way from a request to token ids."""
+"""What all routes share: the model's name, tokenizer and template, the limits, and the way from a request to token
+ids."""
 
 from __future__ import annotations
 
@@ -64,8 +65,12 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 where a request names another model; a request that names none means this one."""
         if name is not None and name != self.model_id:
-            raise ApiError(404, f"there is no model {name[:80]!r} here; this server has {self.model_id!r}", param="model",
-                           code="model_not_found")
+            raise ApiError(
+                404,
+                f"there is no model {name[:80]!r} here; this server has {self.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
 
     async def encode(self, text: str) -> list[int]:
         """Ids of a text to be continued, BOS in front where the model expects it. Control pieces stay text."""
@@ -101,8 +106,12 @@ class Service:
             raise invalid("the prompt is empty: there is nothing to continue", "prompt")
         if wanted > left:
             raise invalid(
-                f"this model's context is {self.context_len} tokens; the prompt has {n_prompt} and max_tokens is {wanted}, "
-                f"{n_prompt + wanted} together", "max_tokens" if left > 0 else "prompt", "context_length_exceeded")
+                f"this model's context is {self.context_len} tokens; the prompt has {n_prompt} and "
+                f"max_tokens is {wanted}, "
+                f"{n_prompt + wanted} together",
+                "max_tokens" if left > 0 else "prompt",
+                "context_length_exceeded",
+            )
         return wanted
 
     async def grammars(self) -> Grammars:
@@ -116,7 +125,8 @@ class Service:
 
     async def constraint(self, tools: Sequence[Tool], choice: ToolChoice, schema: dict[str, Any] | None,
                          n: int = 1) -> list[TokenConstraint] | None:
-        """One constraint for each of n answers: forced tool calls come before the JSON schema. None where all is free."""
+        """One constraint for each of n answers: forced tool calls come before the JSON schema. None where all is
+        free."""
         lark = call_grammar(tools, choice)
         if lark is None and schema is None:
             return None
@@ -130,7 +140,8 @@ class Service:
         return await asyncio.to_thread(make)
 
     def token_text(self, token: int) -> str:
-        """A token as logprobs show it; bytes that are no whole characters as bytes:\\xe2\\x82, as OpenAI writes them."""
+        """A token as logprobs show it; bytes that are no whole characters as bytes:\\xe2\\x82, as OpenAI writes
+        them."""
         if token >= self.tokenizer.vocab_size:
             return f"<|{token}|>"
         content = self.tokenizer.token_bytes(token)

@@ -1,4 +1,5 @@
-"""Server-sent events, and clients that leave. A stream that is silent says that it lives; one that nobody reads ends."""
+"""Server-sent events, and clients that leave. A stream that is silent says that it lives; one that nobody reads
+ends."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class Parts:
     stop_text: str | None = None
 
 
-async def parts_of(turn: Turn, generation: Generation) -> AsyncIterator[Parts]:
+async def parts_of(turn: Turn, generation: Generation) -> AsyncGenerator[Parts]:
     """Pieces of a generation, with tool calls taken out of the text."""
     parsers = [turn.parser() for _ in range(turn.job.n)]
     async for piece in generation:
@@ -138,8 +138,10 @@ def text_of(content: str | Sequence[dict[str, Any]] | None, where: str, kinds: t
     texts = []
     for i, part in enumerate(content):
         if part.get("type") not in kinds:
-            raise invalid(f"{where}[{i}].type is {str(part.get('type'))[:40]!r}; this model reads {' and '.join(kinds)} only",
-                          f"{where}[{i}].type")
+            raise invalid(
+                f"{where}[{i}].type is {str(part.get('type'))[:40]!r}; this model reads {' and '.join(kinds)} only",
+                f"{where}[{i}].type",
+            )
         if not isinstance(part.get("text"), str):
             raise invalid(f"{where}[{i}].text must be a string", f"{where}[{i}].text")
         texts.append(part["text"])
