@@ -15,9 +15,9 @@ setup: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h)
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PY) -m pip install --quiet -c constraints.txt scikit-build-core nanobind ninja 'cmake>=3.25'
+	$(PY) -m pip install --quiet -c constraints.txt 'scikit-build-core>=0.11' 'nanobind>=2.4' ninja 'cmake>=3.25'
 	$(PY) -m pip install --quiet -c constraints.txt --group dev
-	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[all]'
+	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation --editable .
 	touch $@
 
 chat: setup

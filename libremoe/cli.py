@@ -105,7 +105,9 @@ def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
     serve = _command(commands, "serve", "libremoe.server.serve:run",
                      "answer OpenAI and Anthropic clients over HTTP, many at once")
     serve.add_argument("path", type=Path, help=MODEL_HELP)
-    serve.add_argument("--host", default="127.0.0.1", help="any other than loopback needs a key (libremoe keys add NAME)")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="any other than loopback needs a key (libremoe keys add NAME)"
+    )
     serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     serve.add_argument("--name", help="what clients call the model; default: the last part of the path")
     serve.add_argument("--chat-template", metavar="FILE",
@@ -113,7 +115,9 @@ def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
     _add_loading(serve)
     group = serve.add_argument_group("limits")
     group.add_argument("--max-running", type=int, default=16, help="answers computed at once (default 16)")
-    group.add_argument("--max-waiting", type=int, default=256, help="requests in the queue; more are refused (default 256)")
+    group.add_argument(
+        "--max-waiting", type=int, default=256, help="requests in the queue; more are refused (default 256)"
+    )
     group.add_argument("--kv-bytes", type=int, metavar="BYTES", help="memory for keys and values of running texts")
     group.add_argument("--queue-timeout", type=float, default=120.0, metavar="SECONDS",
                        help="a request that has not begun by then is refused (default 120)")

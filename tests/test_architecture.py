@@ -26,7 +26,8 @@ LAYERS = [
 WITHOUT_TORCH = ["cli", "config", "errors", "chat.message", "server.schema", "server.keys"]
 
 
-# The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence only.
+# The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence
+# only.
 MAY_CATCH_ALL = {"server", "cli.py", "tokenizer_hf.py", "engine/runner.py", "engine/threaded.py"}
 
 

@@ -1,4 +1,5 @@
-"""`libremoe chat`: a conversation in the terminal. Ctrl-C stops an answer, Ctrl-D or /quit leaves, /new starts afresh."""
+"""`libremoe chat`: a conversation in the terminal. Ctrl-C stops an answer, Ctrl-D or /quit leaves, /new starts
+afresh."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ class Reader(Protocol):
 
 
 def parameter_names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every name a model of this configuration has, with its logical shape: what a reader must offer, no more, no less."""
+    """Every name a model of this configuration has, with its logical shape: what a reader must offer, no more, no
+    less."""
     d, qk = config.dim, config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, d), "norm.weight": (d,)}
     if not config.tied_embeddings:
