@@ -42,11 +42,12 @@ static void tile_dot(int to, int a, int b) {  // TDPBSUD: signed bytes of A, uns
 
 constexpr int64_t kAmxTokens = 16;
 
-// One part of 64 or 32 inputs: exact sums of 16 tokens x 16 outputs, minus the offset, scaled into out (and group).
-LIBREMOE_INLINE void add_tile(const Walk& w, const int32_t* sums, int row, int64_t b, int part, int parts, int64_t group, bool ends) {
+// One part of 64 or 32 inputs: exact sums of n tokens x 16 outputs, minus the offset, scaled into out (and group).
+LIBREMOE_INLINE void add_tile(const Walk& w, int64_t n, const int32_t* sums, int row, int64_t b, int part, int parts, int64_t group,
+                              bool ends) {
   const F16 scale = load_scale(w.scale[row], group * w.scale_step, w.scale_is_f32);
   const bool spans = w.group_parts > 1;
-  for (int t = 0; t < kAmxTokens; t++) {
+  for (int64_t t = 0; t < n; t++) {
     const int32_t* s = w.sum + (t * w.blocks + b) * 2;
     const I16 dots = add(load_i(sums + 16 * t), set1_i(-w.offset * (parts == 1 ? s[0] + s[1] : s[part])));
     const F16 x_scale = set1(w.x_scale[t * w.blocks + b]);
@@ -61,22 +62,27 @@ LIBREMOE_INLINE void add_tile(const Walk& w, const int32_t* sums, int row, int64
   }
 }
 
-// 16 tokens x four tile rows. Tiles 0-3 hold sums, 4 the activations, 5-7 codes.
-static void amx_tokens(const Walk& w, bool half_blocks) {
+// The activations of one block, as they lie or, where some are to be left out, copied: tokens past n, and for groups of 32 the
+// other half of the inputs, are zero. So half of a product is used then, with the same exact result.
+LIBREMOE_INLINE const int8_t* amx_activations(const int8_t* q, int64_t& stride, int64_t n, bool half_blocks, int part, int8_t* copy) {
+  if (n == kAmxTokens && !half_blocks) return q;
+  __builtin_memset(copy, 0, 1024);
+  const int from = half_blocks ? 32 * part : 0;
+  for (int64_t t = 0; t < n; t++) __builtin_memcpy(copy + t * 64 + from, q + t * stride + from, half_blocks ? 32 : 64);
+  stride = 64;
+  return copy;
+}
+
+// n tokens (at most 16) x four tile rows. Tiles 0-3 hold sums, 4 the activations, 5-7 codes.
+static void amx_tokens(const Walk& w, int64_t n, bool half_blocks) {
   const int parts = half_blocks ? 2 : 1;
   alignas(64) int32_t sums[4][256];
-  alignas(64) int8_t halves[2][16 * 64];
+  alignas(64) int8_t copy[1024];
   int64_t group = w.first * parts / w.group_parts, left = (group + 1) * w.group_parts - w.first * parts;
   for (int64_t b = w.first; b < w.last; b++)
     for (int part = 0; part < parts && b * parts + part < w.n_parts; part++) {
-      const int8_t* q = w.q + b * 64;
       int64_t stride = w.blocks * 64;
-      if (half_blocks) {  // the other half's activations are set to zero: the same product, half of it used
-        if (part == 0)
-          for (int t = 0; t < kAmxTokens; t++)
-            for (int i = 0; i < 64; i++) halves[i / 32][t * 64 + i] = q[t * stride + i], halves[1 - i / 32][t * 64 + i] = 0;
-        q = halves[part], stride = 64;
-      }
+      const int8_t* q = amx_activations(w.q + b * 64, stride, n, half_blocks, part, copy);
       TILE_LOAD(4, q, stride);
       const int64_t at = b * w.tile_step;
       TILE_CLEAR(0); TILE_CLEAR(1); TILE_CLEAR(2); TILE_CLEAR(3);
@@ -86,18 +92,21 @@ static void amx_tokens(const Walk& w, bool half_blocks) {
       TILE_LOAD(5, w.tile[3] + at, 64); TILE_DOT(3, 4, 5);
       TILE_STORE(0, sums[0]); TILE_STORE(1, sums[1]); TILE_STORE(2, sums[2]); TILE_STORE(3, sums[3]);
       const bool ends = --left == 0 || b * parts + part + 1 == w.n_parts;
-      for (int row = 0; row < 4; row++) add_tile(w, sums[row], row, b, part, parts, group, ends);
+      for (int row = 0; row < 4; row++) add_tile(w, n, sums[row], row, b, part, parts, group, ends);
       if (left == 0) group++, left = w.group_parts;
     }
 }
 
 static void amx_dots(const Walk& whole, int64_t n, bool half_blocks, bool wide) {
+  constexpr int64_t kWorthwhile = 4;  // fewer tokens are left to the vector instructions
   Walk w = whole;
   tiles_begin();
-  for (; n >= kAmxTokens; n -= kAmxTokens) {
-    amx_tokens(w, half_blocks);
-    w.q += kAmxTokens * w.blocks * 64, w.x_scale += kAmxTokens * w.blocks, w.sum += kAmxTokens * w.blocks * 2;
-    w.out += kAmxTokens * w.stride, w.group += kAmxTokens * w.stride;
+  while (n >= kWorthwhile) {
+    const int64_t some = n < kAmxTokens ? n : kAmxTokens;
+    amx_tokens(w, some, half_blocks);
+    w.q += some * w.blocks * 64, w.x_scale += some * w.blocks, w.sum += some * w.blocks * 2;
+    w.out += some * w.stride, w.group += some * w.stride;
+    n -= some;
   }
   tiles_end();
   vector_dots(w, n, half_blocks, wide);

@@ -34,7 +34,11 @@ Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, co
   return a;
 }
 
-int64_t strip_width(bool columns, int64_t n_rows) { return columns && n_rows <= kFewTokens ? kColumnsStrip : kStrip; }
+int64_t strip_width(const Weight& w, int64_t n_rows) {
+  if (!w.columns || n_rows > kFewTokens) return kStrip;
+  const int64_t share = w.n_out / (4 * pool()->size()) / kStrip * kStrip;  // four items a thread, so that all end together
+  return std::max(2 * kStrip, std::min(kColumnsStrip, share));
+}
 
 void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
              float* out) {
@@ -48,7 +52,7 @@ void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, i
 void linear(const Weight& w, const float* x, int64_t n_rows, float* y) {
   const int parts = parts_of(w);
   const Activations a = quantise(x, n_rows, w.n_in, parts, nullptr);
-  const int64_t width = strip_width(w.columns, n_rows * parts), strips = (w.n_out + width - 1) / width;
+  const int64_t width = strip_width(w, n_rows * parts), strips = (w.n_out + width - 1) / width;
   const int64_t chunk = kTokenChunk / parts;
   pool()->parallel_for(strips, [&](int64_t strip, Memory& memory) {
     Scratch& scratch = memory.scratch();

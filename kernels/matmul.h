@@ -37,7 +37,7 @@ void linear_dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_out, 
                   float* y);
 
 // Outputs of a work item; n_rows counts parts.
-int64_t strip_width(bool columns, int64_t n_rows);
+int64_t strip_width(const Weight& w, int64_t n_rows);
 
 struct Expert {
   Weight gate, up, down;

@@ -44,7 +44,7 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
   Activations h(n_slots, hidden_dim, parts_of(any.down));
   const auto& k = kernels();
 
-  const int64_t width = strip_width(any.gate.columns, n_slots * a.view.parts), strips = (hidden_dim + width - 1) / width;
+  const int64_t width = strip_width(any.gate, n_slots * a.view.parts), strips = (hidden_dim + width - 1) / width;
   const int64_t chunk = kTokenChunk / a.view.parts;
   pool()->parallel_for(n_chosen * strips, [&](int64_t item, Memory& memory) {
     const int64_t nth = item / strips, out0 = item % strips * width;
@@ -62,7 +62,7 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
     }
   });
 
-  const int64_t down_width = strip_width(any.down.columns, n_slots * h.view.parts), down_chunk = kTokenChunk / h.view.parts;
+  const int64_t down_width = strip_width(any.down, n_slots * h.view.parts), down_chunk = kTokenChunk / h.view.parts;
   pool()->parallel_for((dim + down_width - 1) / down_width, [&](int64_t strip, Memory& memory) {
     const int64_t out0 = strip * down_width, valid = std::min(down_width, dim - out0);
     Scratch& scratch = memory.scratch();

@@ -129,14 +129,14 @@ static void unpack(const Walk& w, uint8_t* panel) {
     }
 }
 
-// Where a 64 x 64 piece of a columns weight can be read: in place, or from a padded copy at the edges.
-LIBREMOE_INLINE const int8_t* columns_piece(const Weight& w, int64_t out0, int64_t in0, int8_t* copy, int64_t& stride) {
+// Where `rows` inputs x 64 outputs of a columns weight can be read: in place, or from a padded copy at the edges.
+LIBREMOE_INLINE const int8_t* columns_piece(const Weight& w, int64_t out0, int64_t in0, int64_t rows, int8_t* copy, int64_t& stride) {
   const int8_t* data = reinterpret_cast<const int8_t*>(w.data) + in0 * w.data_stride + out0;
   const int64_t n_in = w.n_in - in0, n_out = w.n_out - out0;
   stride = w.data_stride;
-  if (n_in >= 64 && n_out >= 64) return data;
-  __builtin_memset(copy, 0, 64 * 64);
-  for (int64_t i = 0; i < n_in && i < 64; i++) __builtin_memcpy(copy + i * 64, data + i * stride, size_t(n_out < 64 ? n_out : 64));
+  if (n_in >= rows && n_out >= 64) return data;
+  __builtin_memset(copy, 0, size_t(rows) * 64);
+  for (int64_t i = 0; i < n_in && i < rows; i++) __builtin_memcpy(copy + i * 64, data + i * stride, size_t(n_out < 64 ? n_out : 64));
   stride = 64;
   return copy;
 }
@@ -161,66 +161,87 @@ static void columns_scales(const Weight& w, int64_t group, int64_t out0, float s
   }
 }
 
-// kTokens tokens x 64 outputs over inputs in0..in0 + 4 * kPartRows of one piece: adds dot * activation scale to group.
-template <int kTokens, int kPartRows>
-LIBREMOE_INLINE void columns_piece_dot(const int8_t* piece, int64_t stride, const int8_t* q, int64_t q_stride, const int32_t* sums,
-                                       const float* x_scale, int64_t blocks, float* group, int64_t group_stride) {
+// What columns_few keeps of a strip: sums of the block at hand, and of the group; outputs in interleave()'s order.
+struct ColumnsStrip {
+  const Quantised& x;
+  int64_t slot0, n, width;
+  int32_t* sums;  // (n, width)
+  float* group;   // (n, width)
+};
+
+// kTokens tokens x 64 outputs x kRun * 4 inputs from in0.
+template <int kTokens, int kRun>
+LIBREMOE_INLINE void columns_dots(const ColumnsStrip& strip, const int8_t* piece, int64_t stride, int64_t in0, int64_t first,
+                                  int64_t o, int32_t offsets[], bool starts, bool ends) {
+  const Quantised& x = strip.x;
   I16 sum[kTokens][4];
-  for (int t = 0; t < kTokens; t++) {
-    const int32_t* s = sums + t * blocks * 2;
-    for (int j = 0; j < 4; j++) sum[t][j] = set1_i(-128 * (kPartRows == 16 ? s[0] + s[1] : s[0]));
-  }
-  for (int row = 0; row < kPartRows; row++) {
+  for (int t = 0; t < kTokens; t++)
+    for (int j = 0; j < 4; j++)
+      sum[t][j] = starts ? set1_i(offsets[first + t]) : load_i(strip.sums + (first + t) * strip.width + o + 16 * j);
+  const int8_t* q = x.q + (strip.slot0 + first) * x.blocks * 64 + in0;
+  unroll<kRun>([&](auto row_constant) __attribute__((always_inline)) {
+    constexpr int row = decltype(row_constant)::value;
     B64 codes[4];
     interleave(piece + row * 4 * stride, stride, codes);
     for (int t = 0; t < kTokens; t++) {
-      const int32_t a = four_codes(q + t * q_stride + row * 4);
+      const int32_t a = four_codes(q + t * x.blocks * 64 + row * 4);
       for (int j = 0; j < 4; j++) sum[t][j] = dot<true>(sum[t][j], codes[j], a);
     }
-  }
+  });
   for (int t = 0; t < kTokens; t++)
     for (int j = 0; j < 4; j++) {
-      float* g = group + t * group_stride + 16 * j;
-      store(g, fma(to_float(sum[t][j]), set1(x_scale[t * blocks]), load(g)));
+      const int64_t at = (first + t) * strip.width + o + 16 * j;
+      if (!ends) {
+        store_i(strip.sums + at, sum[t][j]);
+        continue;
+      }
+      const F16 x_scale = set1(x.scale[(strip.slot0 + first + t) * x.blocks + in0 / 64]);
+      store(strip.group + at, fma(to_float(sum[t][j]), x_scale, load(strip.group + at)));
     }
 }
 
-// Few tokens times a wide strip of a columns weight, in place. The order of pieces follows each input's row of outputs.
-template <int kPartRows>
-static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int64_t n, int64_t out0, int64_t width, float* group,
+// out += group * scale of 64 outputs of every token, and the group starts again.
+static void columns_end_group(const Weight& w, const ColumnsStrip& strip, int64_t group, int64_t out0, int64_t o, float* out) {
+  float scales[64];
+  columns_scales(w, group, out0 + o, scales);
+  for (int64_t t = 0; t < strip.n; t++) {
+    float* g = strip.group + t * strip.width + o;
+    swap_quarters(g);
+    for (int j = 0; j < 64; j += 16) {
+      float* y = out + t * strip.width + o + j;
+      store(y, fma(load(g + j), load(scales + j), load(y)));
+      store(g + j, set1(0));
+    }
+  }
+}
+
+// Few tokens times a wide strip of a columns weight, in place. kRun rows of 4 inputs are taken together, each a read stream of
+// its own along its row of outputs: few for the memory's sake, more where sums of many tokens have to be put aside between.
+template <int kRun>
+static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int64_t n, int64_t out0, int64_t width, Scratch& scratch,
                         float* out) {
-  constexpr int kParts = 16 / kPartRows;
-  const int64_t group_parts = w.group / (4 * kPartRows), n_parts = (w.n_in + 4 * kPartRows - 1) / (4 * kPartRows);
-  __builtin_memset(group, 0, sizeof(float) * size_t(n * width));
-  for (int64_t part = 0; part < n_parts; part++) {
-    const int64_t b = part / kParts, in0 = part * 4 * kPartRows;
-    const bool ends = (part + 1) % group_parts == 0 || part + 1 == n_parts;
-    for (int64_t o = 0; o < width && out0 + o < w.n_out; o += 64) {
-      int8_t copy[64 * 64];
+  const ColumnsStrip strip{x, slot0, n, width, reinterpret_cast<int32_t*>(scratch.panel), scratch.group};
+  const int64_t part_inputs = w.group % 64 ? 32 : 64, last = out0 + width < w.n_out ? width : w.n_out - out0;
+  __builtin_memset(strip.group, 0, sizeof(float) * size_t(n * width));
+  for (int64_t in0 = 0; in0 < w.n_in; in0 += 4 * kRun) {
+    // The last run of a block closes it, also where inputs end before; inputs past the end are zeros in x.
+    const bool starts = in0 % part_inputs == 0, at_end = in0 + 4 * kRun >= w.n_in;
+    const bool ends = at_end || (in0 + 4 * kRun) % part_inputs == 0;
+    int32_t offsets[kFewTokens];
+    for (int64_t t = 0; t < n; t++) {
+      const int32_t* s = x.sum + ((slot0 + t) * x.blocks + in0 / 64) * 2;
+      offsets[t] = -128 * (part_inputs == 64 ? s[0] + s[1] : s[in0 / 32 % 2]);
+    }
+    for (int64_t o = 0; o < last; o += 64) {
+      int8_t copy[4 * kRun * 64];
       int64_t stride;
-      const int8_t* piece = columns_piece(w, out0 + o, in0, copy, stride);
-      for (int64_t i = 0; i < 4 * kPartRows; i++) __builtin_prefetch(piece + i * stride + 128);
-      for (int64_t t = 0; t < n;) {
-        const int8_t* q = x.q + (slot0 + t) * x.blocks * 64 + in0;
-        const float* xs = x.scale + (slot0 + t) * x.blocks + b;
-        const int32_t* sums = x.sum + (slot0 + t) * x.blocks * 2 + part * 2 / kParts;
-        float* g = group + t * width + o;
-        if (n - t >= 4) columns_piece_dot<4, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 4;
-        else if (n - t >= 2) columns_piece_dot<2, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 2;
-        else columns_piece_dot<1, kPartRows>(piece, stride, q, x.blocks * 64, sums, xs, x.blocks, g, width), t += 1;
-      }
-      if (!ends) continue;
-      float scales[64];
-      columns_scales(w, part / group_parts, out0 + o, scales);
-      for (int64_t t = 0; t < n; t++) {
-        float* g = group + t * width + o;
-        swap_quarters(g);
-        for (int j = 0; j < 64; j += 16) {
-          float* y = out + t * width + o + j;
-          store(y, fma(load(g + j), load(scales + j), load(y)));
-          store(g + j, set1(0));
-        }
-      }
+      const int8_t* piece = columns_piece(w, out0 + o, in0, 4 * kRun, copy, stride);
+      for (int i = 0; i < 4 * kRun; i++) __builtin_prefetch(piece + i * stride + 512);
+      int64_t t = 0;
+      for (; t + 4 <= n; t += 4) columns_dots<4, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
+      for (; t + 2 <= n; t += 2) columns_dots<2, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
+      for (; t < n; t++) columns_dots<1, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
+      if (at_end || (in0 + 4 * kRun) % w.group == 0) columns_end_group(w, strip, in0 / w.group, out0, o, out);
     }
   }
 }
@@ -229,7 +250,7 @@ static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t
   for (int64_t b = first; b < last; b++, panel += 4096) {
     int8_t copy[64 * 64];
     int64_t stride;
-    const int8_t* piece = columns_piece(w, out0, b * 64, copy, stride);
+    const int8_t* piece = columns_piece(w, out0, b * 64, 64, copy, stride);
     for (int row = 0; row < 16; row++) {
       B64 codes[4];
       interleave(piece + row * 4 * stride, stride, codes);
@@ -314,7 +335,8 @@ static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
   if (w.columns && (n <= kFewTokens || out0 + kStrip > w.n_out)) {
     for (int64_t t = 0; t < n; t += kFewTokens) {
       const int64_t some = n - t < kFewTokens ? n - t : kFewTokens;
-      (half_blocks ? columns_few<8> : columns_few<16>)(w, x, slot0 + t, some, out0, width, scratch.group, out + t * width);
+      (some <= 2 ? columns_few<4> : half_blocks ? columns_few<8> : columns_few<16>)(w, x, slot0 + t, some, out0, width, scratch,
+                                                                                out + t * width);
     }
     return;
   }

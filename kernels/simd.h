@@ -29,6 +29,7 @@ LIBREMOE_INLINE F16 add_exponent(F16 p, F16 n) {
 }
 LIBREMOE_INLINE I16 set1_i(int32_t x) { return {_mm512_set1_epi32(x)}; }
 LIBREMOE_INLINE I16 load_i(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+LIBREMOE_INLINE void store_i(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 LIBREMOE_INLINE I16 add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 LIBREMOE_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -103,6 +104,10 @@ LIBREMOE_INLINE I16 load_i(const int32_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+LIBREMOE_INLINE void store_i(int32_t* p, I16 x) {
+  __m256i* q = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, x.a), _mm256_storeu_si256(q + 1, x.b);
+}
 LIBREMOE_INLINE I16 add(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 LIBREMOE_INLINE F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) {
@@ -175,6 +180,8 @@ LIBREMOE_INLINE F16 max(F16 a, F16 b) { LIBREMOE_EACH(F16, a.v[i] > b.v[i] ? a.v
 LIBREMOE_INLINE F16 min(F16 a, F16 b) { LIBREMOE_EACH(F16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 LIBREMOE_INLINE F16 add_exponent(F16 p, F16 n) { LIBREMOE_EACH(F16, from_bits(to_bits(p.v[i]) + (to_bits(n.v[i]) << 23))); }
 LIBREMOE_INLINE I16 set1_i(int32_t x) { LIBREMOE_EACH(I16, x); }
+LIBREMOE_INLINE I16 load_i(const int32_t* p) { LIBREMOE_EACH(I16, p[i]); }
+LIBREMOE_INLINE void store_i(int32_t* p, I16 a) { for (int i = 0; i < 16; i++) p[i] = a.v[i]; }
 LIBREMOE_INLINE F16 to_float(I16 a) { LIBREMOE_EACH(F16, float(a.v[i])); }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) { B64 r; __builtin_memcpy(r.v, p, 64); return r; }
 LIBREMOE_INLINE void store_bytes(uint8_t* p, B64 a) { __builtin_memcpy(p, a.v, 64); }

@@ -38,12 +38,12 @@ struct Quantised {
 };
 
 constexpr int64_t kStrip = 64;          // outputs of one work item: four tile rows, four read streams
-constexpr int64_t kColumnsStrip = 512;  // the same for the columns layout with few tokens: long runs of each input's row
+constexpr int64_t kColumnsStrip = 2048;  // at most, for the columns layout with few tokens: long runs of each input's row
 constexpr int64_t kFewTokens = 8;       // up to here weights are streamed once and never copied
 constexpr int64_t kTokenChunk = 512;    // tokens that a strip's accumulators are held for
 constexpr int64_t kPanelBlocks = 64;    // blocks of 64 inputs unpacked at a time: a 256 KiB panel stays in the L2 cache
 
-// One thread's working memory. out and group hold (kTokenChunk, kStrip), equally (kFewTokens, kColumnsStrip).
+// One thread's working memory. out and group hold (kTokenChunk, kStrip), which is more than (kFewTokens, kColumnsStrip).
 struct Scratch {
   uint8_t* panel;      // (kPanelBlocks, 4 tiles of 1024 bytes)
   float *out, *out2;   // products; two for gate and up
@@ -75,7 +75,7 @@ struct Kernels {
   // Blocks block0..block1 of one row x (n_in floats) into rows row * parts and, where parts is 2, the following one.
   void (*quantise)(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row);
   // out (slot1 - slot0, width) = rows slot0..slot1 of x times outputs out0..out0 + width. out0 is a multiple of 64 and width
-  // is 64 (512 for columns with at most kFewTokens rows); outputs past n_out come out as zero.
+  // is 64 (up to kColumnsStrip for columns with at most kFewTokens rows); outputs past n_out come out as zero.
   void (*product)(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
                   Scratch& scratch, float* out);
   // y[n * y_stride + o] for rows 0..n_rows of x (n_in floats each) and 4 outputs at w (n_valid of them real), f32 or bf16.
