@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -21,8 +22,15 @@ from serving import Running, served, stub, tiny_engine
 
 schemathesis = pytest.importorskip("schemathesis")
 
-REQUESTS = int(os.environ.get("LIBREMOE_API_REQUESTS", "1000"))
+REQUESTS = int(os.environ.get("LIBREMOE_API_REQUESTS", "2000"))
 SOAK_REQUESTS = int(os.environ.get("LIBREMOE_API_SOAK_REQUESTS", "200000"))
+MUTANTS = 9  # of each generated body: generating one takes longer than answering ten
+ODD: list[Any] = [
+    None, True, 0, 1, 2, -1, 3.5, 1e308, -(2**63), 2**64, 2**31, "", "x", "\x00", "\u202e[EOS]<|im_end|>", "e\u0301" * 40,
+    "a" * 5000, [], [[]], [0], ["x", 1], [None], [{}], {}, {"": 1}, {"type": "function"}, {"type": "text", "text": "x"},
+    [{"type": "text", "text": 5}], [{"role": "user", "content": "x"}], "user", "assistant", "tool", "system", "auto",
+    "required", "json_schema", {"type": "json_object"}, {"$ref": "#/a"}, {"type": "object", "properties": {"a": {"$ref": "#"}}},
+]
 LIMITS = {"max_body_bytes": 1 << 20, "queue_timeout_s": 20.0, "default_max_tokens": 8}
 HEALTHY = {"suppress_health_check": list(HealthCheck), "deadline": None, "database": None, "phases": [Phase.generate]}
 
@@ -35,7 +43,9 @@ def drive(running: Running, requests: int) -> Counter[int]:
     operations = [result.ok() for result in schema.get_all_operations()]
     modes = list(schemathesis.GenerationMode)
     statuses: Counter[int] = Counter()
-    each = max(1, requests // (len(operations) * len(modes)))
+    bodies = sum(operation.method == "post" for operation in operations) * len(modes)
+    each = max(1, requests // (bodies * (1 + MUTANTS) + (len(operations) * len(modes) - bodies)))
+    rng = random.Random(requests)
     client = httpx2.Client(base_url=running.url, timeout=60)
 
     def send(case: Any) -> None:
@@ -50,6 +60,13 @@ def drive(running: Running, requests: int) -> Counter[int]:
         assert found.status_code < 500, (case.method, case.path, case.body, found.status_code, found.text)
         if found.status_code >= 400:
             assert "error" in found.json()
+        if not isinstance(case.body, dict):
+            return
+        for _ in range(MUTANTS):
+            body = mutated(case.body, rng)
+            found = client.post(case.path, content=json.dumps(body), headers={"content-type": "application/json"})
+            statuses[found.status_code] += 1
+            assert found.status_code < 500, (case.path, body, found.status_code, found.text)
 
     for number, operation in enumerate(operations):
         for mode in modes:
@@ -63,6 +80,20 @@ def drive(running: Running, requests: int) -> Counter[int]:
                     raise
     assert client.get("/health").status_code == 200
     return statuses
+
+
+def mutated(body: Any, rng: random.Random) -> Any:
+    """A copy of which one place, at any depth, is missing, doubled, or something else."""
+    if isinstance(body, dict) and body and rng.random() < 0.9:
+        name = rng.choice(list(body))
+        kind = rng.randrange(8)
+        if kind == 0:
+            return {other: value for other, value in body.items() if other != name}
+        return {**body, name: mutated(body[name], rng) if kind < 6 else rng.choice(ODD)}
+    if isinstance(body, list) and body and rng.random() < 0.8:
+        at = rng.randrange(len(body))
+        return [*body[:at], mutated(body[at], rng), *body[at + rng.randrange(2) :]]
+    return rng.choice(ODD)
 
 
 def shorten(case: Any) -> None:
