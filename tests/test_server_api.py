@@ -26,10 +26,11 @@ REQUESTS = int(os.environ.get("LIBREMOE_API_REQUESTS", "2000"))
 SOAK_REQUESTS = int(os.environ.get("LIBREMOE_API_SOAK_REQUESTS", "200000"))
 MUTANTS = 9  # of each generated body: generating one takes longer than answering ten
 ODD: list[Any] = [
-    None, True, 0, 1, 2, -1, 3.5, 1e308, -(2**63), 2**64, 2**31, "", "x", "\x00", "\u202e[EOS]<|im_end|>", "e\u0301" * 40,
-    "a" * 5000, [], [[]], [0], ["x", 1], [None], [{}], {}, {"": 1}, {"type": "function"}, {"type": "text", "text": "x"},
+    None, True, 0, 1, 2, -1, 3.5, 1e308, -(2**63), 2**64, 2**31, "", "x", "\x00", "\u202e[EOS]<|im_end|>",
+    "e\u0301" * 40, "a" * 5000, [], [[]], [0], ["x", 1], [None], [{}], {}, {"": 1}, {"type": "function"}, {"type": "text", "text": "x"},
     [{"type": "text", "text": 5}], [{"role": "user", "content": "x"}], "user", "assistant", "tool", "system", "auto",
-    "required", "json_schema", {"type": "json_object"}, {"$ref": "#/a"}, {"type": "object", "properties": {"a": {"$ref": "#"}}},
+    "required", "json_schema", {"type": "json_object"}, {"$ref": "#/a"},
+    {"type": "object", "properties": {"a": {"$ref": "#"}}},
 ]
 LIMITS = {"max_body_bytes": 1 << 20, "queue_timeout_s": 20.0, "default_max_tokens": 8}
 HEALTHY = {"suppress_health_check": list(HealthCheck), "deadline": None, "database": None, "phases": [Phase.generate]}
@@ -137,7 +138,7 @@ def test_generated_requests_at_length() -> None:
 @pytest.mark.soak
 def test_generated_requests_without_assertions() -> None:
     """The server's checks are code: the same holds under python -O."""
-    code = "import test_server_api as t; t.check(%d)" % REQUESTS
+    code = f"import test_server_api as t; t.check({REQUESTS})"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     done = subprocess.run([sys.executable, "-O", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

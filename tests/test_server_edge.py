@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -108,16 +107,18 @@ def test_a_full_queue_refuses_with_retry_after_and_keeps_nothing() -> None:
 
 
 def test_a_request_that_waits_too_long_is_refused() -> None:
-    with served(stub(max_running=1, tokens_per_s=20), queue_timeout_s=0.2) as running:
-        with httpx2.stream("POST", f"{running.url}/v1/completions",
-                           json={"prompt": "a", "max_tokens": 1000, "stream": True}) as first:
-            lines = first.iter_lines()  # kept: an iterator that is dropped closes the connection
-            next(lines)
-            late = post(running, "/v1/completions", {"prompt": "b"})
-            assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout"
-            assert "retry-after" in late.headers
-            streamed = post(running, "/v1/messages", {**CHAT, "stream": True})
-            assert "event: error" in streamed.text and "overloaded_error" in streamed.text
+    endless = {"prompt": "a", "max_tokens": 1000, "stream": True}
+    with (
+        served(stub(max_running=1, tokens_per_s=20), queue_timeout_s=0.2) as running,
+        httpx2.stream("POST", f"{running.url}/v1/completions", json=endless) as first,
+    ):
+        lines = first.iter_lines()  # kept: an iterator that is dropped closes the connection
+        next(lines)
+        late = post(running, "/v1/completions", {"prompt": "b"})
+        assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout"
+        assert "retry-after" in late.headers
+        streamed = post(running, "/v1/messages", {**CHAT, "stream": True})
+        assert "event: error" in streamed.text and "overloaded_error" in streamed.text
 
 
 # Clients that leave, engines that fail
