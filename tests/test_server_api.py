@@ -28,7 +28,8 @@ MUTANTS = 9  # of each generated body: generating one takes longer than answerin
 ODD: list[Any] = [
     None, True, 0, 1, 2, -1, 3.5, 1e308, -(2**63), 2**64, 2**31, "", "x", "\x00",
     "\u202e[EOS]<|im_end|>", "e\u0301" * 40, "a" * 5000, [], [[]], [0], ["x", 1], [None], [{}], {}, {"": 1},
-    {"type": "function"}, {"type": "text", "text": "x"}, [{"type": "text", "text": 5}], [{"role": "user", "content": "x"}], "user", "assistant", "tool", "system", "auto",
+    {"type": "function"}, {"type": "text", "text": "x"}, [{"type": "text", "text": 5}],
+    [{"role": "user", "content": "x"}], "user", "assistant", "tool", "system", "auto",
     "required", "json_schema", {"type": "json_object"}, {"$ref": "#/a"},
     {"type": "object", "properties": {"a": {"$ref": "#"}}},
 ]
