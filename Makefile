@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 LIBREMOE := $(VENV)/bin/libremoe
 TINY := build/tiny-grok
 
-.PHONY: all setup chat test lint fix soak test-native bench clean
+.PHONY: all setup chat test lint fix soak test-native test-threads clean
 
 all: setup
 
@@ -24,8 +24,24 @@ chat: setup
 	@mkdir -p build; test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY)
 	@$(LIBREMOE) chat $(TINY)
 
-test: setup lint test-native
-	$(PY) -m pytest -q
+test: lint test-native
+	$(PY) -m pytest -q -n 2
+
+# The kernels against float64, with the address and undefined-behaviour sanitizers.
+test-native: build/asan/test_kernels
+	build/asan/test_kernels
+
+build/asan/test_kernels: $(VENV)/installed
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake -G Ninja -S . -B build/asan -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_BUILD_TYPE=None \
+	  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+	$(VENV)/bin/cmake --build build/asan --target test_kernels
+
+# The pool under the thread sanitizer.
+test-threads: setup
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake -G Ninja -S . -B build/tsan -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_BUILD_TYPE=None \
+	  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=thread"
+	$(VENV)/bin/cmake --build build/tsan --target test_kernels
+	build/tsan/test_kernels pool
 
 lint: setup
 	$(VENV)/bin/ruff check .
