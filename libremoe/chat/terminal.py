@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input(); absent on some systems
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     params = sampling_params(args)
     reader = open_checkpoint(args.path)
     lm = load_for(args)
@@ -89,7 +89,7 @@ def _answer(console: Console, lm: LanguageModel, params: SamplingParams, prompt:
     try:
         for text in stream:
             written.append(text)
-            console.print(text, end="", markup=False)
+            console.print(text, end="", markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print(" [dim](stopped)[/dim]", end="")
     finally:
