@@ -14,7 +14,7 @@ import torch
 
 from libremoe.engine.engine import Stats
 from libremoe.engine.sequence import Output, QueueFull, Sequence
-from libremoe.engine.threaded import Closing
+from libremoe.engine.threaded import DELIVERED_AT_ONCE, Closing
 from libremoe.errors import LibremoeError
 from libremoe.sampling import SamplingParams
 
@@ -96,9 +96,9 @@ class StubEngine:
         while self.waiting or self.running:
             due = max(due + self.tick_s, time.monotonic() - 0.1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            self.step()
+            await self.step()
 
-    def step(self) -> None:
+    async def step(self) -> None:
         self.steps += 1
         now = time.monotonic()
         for stream in list(self.waiting):
@@ -108,9 +108,11 @@ class StubEngine:
             stream = self.waiting.popleft()
             stream.sequence.arrived = now  # from here on: when it began to run
             self.running.append(stream)
-        for stream in list(self.running):
-            if now - stream.sequence.arrived >= self.prefill_s:
+        for n, stream in enumerate(list(self.running), 1):
+            if stream in self.running and now - stream.sequence.arrived >= self.prefill_s:
                 self.token(stream)
+            if n % DELIVERED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # as ThreadedEngine does
 
     def token(self, stream: StubStream) -> None:
         seq = stream.sequence

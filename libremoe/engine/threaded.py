@@ -26,6 +26,7 @@ from libremoe.sampling import SamplingParams
 
 T = TypeVar("T")
 MAX_CALLS = 256  # embeddings and other calls that may wait between two steps
+DELIVERED_AT_ONCE = 32  # outputs in one turn of an event loop; each wakes a task, and all else waits for these
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class ThreadedEngine:
         """Starts the thread. max_buffered: outputs that a reader may leave unread before its sequence is cancelled."""
         self._engine, self._max_buffered = engine, max_buffered
         self._streams: dict[int, Stream] = {}  # by sequence id
+        self._mail: dict[asyncio.AbstractEventLoop, _Mail] = {}  # used by the engine's thread alone
         self._calls: deque[tuple[Callable[[Engine], object], Future]] = deque()
         self._wake = threading.Condition()  # guards the two above and the two flags below
         self._draining = False
@@ -219,13 +221,32 @@ class ThreadedEngine:
                 if output.finish_reason is not None:
                     del self._streams[output.seq_id]
         for loop, pairs in by_loop.items():
+            mail = self._mail.setdefault(loop, _Mail(loop))
             try:
-                loop.call_soon_threadsafe(_deliver_all, pairs)
+                loop.call_soon_threadsafe(mail.add, pairs)
             except RuntimeError:  # the loop was closed while its streams were open: nobody reads them
+                del self._mail[loop]
                 for stream, _ in pairs:
                     stream.cancel()
 
 
-def _deliver_all(pairs: list[tuple[Stream, Output]]) -> None:
-    for stream, output in pairs:
-        stream.deliver(output)
+class _Mail:
+    """Outputs on their way to the streams of one event loop, in order, a few in each of its turns."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop = loop
+        self._pairs: deque[tuple[Stream, Output]] = deque()
+
+    def add(self, pairs: list[tuple[Stream, Output]]) -> None:
+        """Called in the loop."""
+        idle = not self._pairs
+        self._pairs.extend(pairs)
+        if idle:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        for _ in range(min(DELIVERED_AT_ONCE, len(self._pairs))):
+            stream, output = self._pairs.popleft()
+            stream.deliver(output)
+        if self._pairs:
+            self._loop.call_soon(self._deliver)
