@@ -43,9 +43,12 @@ int64_t strip_width(const Weight& w, int64_t n_rows) {
 void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
              float* out) {
   kernels().product(w, x, first * x.parts, last * x.parts, out0, width, scratch, out);
-  for (int64_t i = 0; x.parts == 2 && i < last - first; i++) {
-    const float *high = out + 2 * i * width, *low = high + width;
-    for (int64_t o = 0; o < width; o++) out[i * width + o] = high[o] + low[o];
+  for (int64_t i = 0; x.parts > 1 && i < last - first; i++) {
+    float* sum = out + i * width;
+    const float* part = out + i * x.parts * width;
+    if (i) std::memcpy(sum, part, sizeof(float) * size_t(width));  // parts of earlier tokens lay there
+    for (int p = 1; p < x.parts; p++)
+      for (int64_t o = 0; o < width; o++) sum[o] += part[p * width + o];
   }
 }
 

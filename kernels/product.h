@@ -105,6 +105,7 @@ LIBREMOE_INLINE void step_tokens(Walk& w, int64_t& left) {
 // All of n tokens, as many at a time as registers hold.
 template <class Format, int kPartRows>
 static void all_tokens(Walk w, int64_t n) {
+  if (n == 3) step_tokens<Format, kPartRows, 3>(w, n);  // a token of int8: three parts
   if (n == 8) step_tokens<Format, kPartRows, 4>(w, n);  // 4 + 4 rather than 6 + 2
   step_tokens<Format, kPartRows, 6>(w, n);
   step_tokens<Format, kPartRows, 4>(w, n);
@@ -290,7 +291,8 @@ static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
 // Few tokens: codes are unpacked in registers. Where tokens go in several turns, a piece at a time that the L2 cache keeps.
 template <class Format>
 static void product_few(const Walk& whole, int64_t n, bool half_blocks) {
-  const int64_t step = n == 1 ? whole.last : 16;
+  const bool one_turn = n <= kMostTokens && n != 5;
+  const int64_t step = one_turn ? whole.last : 16;
   for (int64_t first = 0; first < whole.last; first += step) {
     Walk walk = whole;
     walk.first = first, walk.last = first + step < whole.last ? first + step : whole.last;

@@ -67,7 +67,7 @@ struct Owned {
   }
 };
 
-// x as the kernels round it: int8 per 64 inputs, and the same of the rest where there are two parts.
+// x as the kernels round it: int8 per 64 inputs, and the same of the rest where there are more parts.
 std::vector<double> rounded(std::vector<float> x, int64_t n_rows, int64_t n_in, int parts) {
   std::vector<double> y(x.size());
   for (int part = 0; part < parts; part++)

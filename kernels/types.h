@@ -4,8 +4,9 @@
 //
 // Numerics, the same for every instruction set, batch and thread count, so that results are equal bit for bit:
 //   activations are int8 per 64 inputs, q = round_half_even(x * (127 / absmax)), scale = absmax / 127;
-//   int8 weights, which are kept for exactness, get a second int8 row for what the first leaves over, as if it were one more
-//   token, and y is the sum of both: activations then have about 15 bits, and decoding still waits for memory;
+//   int8 weights, which are kept for exactness, get a second int8 row for what the first leaves over and a third for what the
+//   second does, as if they were more tokens, and y is row 0 + row 1 + row 2: activations then have about 23 bits, as many as
+//   float32, and decoding one token still waits for memory;
 //   a weight block is 64 inputs, or 32 where the group is no multiple of 64; of each block dot = sum q * (code - offset) exactly
 //   (formats with a half offset use doubled codes and halve the end result);
 //   g = fma(float(dot), activation scale, g) over the blocks of a group; y = fma(g, weight scale, y) over groups, in order.
@@ -34,7 +35,7 @@ struct Quantised {
   float* scale;
   int32_t* sum;
   int64_t blocks;
-  int parts;  // rows that a token has: 1, or 2 whose products are added
+  int parts;  // rows that a token has, whose products are added: parts_of() in matmul.h
 };
 
 constexpr int64_t kStrip = 64;          // outputs of one work item: four tile rows, four read streams
@@ -72,7 +73,7 @@ struct AttendArgs {
 
 struct Kernels {
   const char* name;
-  // Blocks block0..block1 of one row x (n_in floats) into rows row * parts and, where parts is 2, the following one.
+  // Blocks block0..block1 of one row x (n_in floats) into rows row * parts to row * parts + parts - 1.
   void (*quantise)(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row);
   // out (slot1 - slot0, width) = rows slot0..slot1 of x times outputs out0..out0 + width. out0 is a multiple of 64 and width
   // is 64 (up to kColumnsStrip for columns with at most kFewTokens rows); outputs past n_out come out as zero.
