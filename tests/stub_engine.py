@@ -74,10 +74,7 @@ class StubEngine:
 
     async def stream(self, prompt: list[int], params: SamplingParams | None = None, *, constraint=None,
                      prompt_logprobs: int | None = None, deadline_s: float | None = None) -> StubStream:
-        if self.closing:
-            raise Closing("the engine is shutting down")
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests wait already", 1.0)
+        self.check_room()
         params = params or SamplingParams()
         max_tokens = params.max_tokens if params.max_tokens is not None else 16
         if not prompt or len(prompt) + max_tokens > self.context_len:
@@ -90,6 +87,12 @@ class StubEngine:
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.run())
         return stream
+
+    def check_room(self) -> None:
+        if self.closing:
+            raise Closing("the engine is shutting down")
+        if len(self.waiting) >= self.max_waiting:
+            raise QueueFull(f"{len(self.waiting)} requests wait already", 1.0)
 
     async def run(self) -> None:
         due = time.monotonic()

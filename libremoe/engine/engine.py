@@ -139,6 +139,13 @@ class Engine:
             self.scheduler.waiting.append(seq)
         return seq
 
+    def check_room(self) -> None:
+        """Raises QueueFull where add would refuse whatever is asked: cheaper than asking. From any thread."""
+        with self._lock:
+            n_waiting = len(self.scheduler.waiting)
+            if n_waiting >= self.max_waiting:
+                raise self._too_many(n_waiting)
+
     def cancel(self, seq: Sequence, reason: FinishReason = "cancelled") -> None:
         """End a sequence: the next step says so in an Output and frees its blocks. Nothing happens if it has ended."""
         seq.cancel_reason = reason
@@ -196,11 +203,14 @@ class Engine:
         if n_waiting == 0 and self.max_waiting > 0:
             return  # what fits the cache is never refused by an empty queue
         if n_waiting >= self.max_waiting:
-            raise QueueFull(f"the queue is full: {n_waiting} requests wait, {self.max_waiting} may",
-                            self._retry_after_s(n_tokens))
+            raise self._too_many(n_waiting)
         if n_tokens + seq.num_reserved > self.max_waiting_tokens:
             raise QueueFull(f"the queue is full: {n_tokens} tokens wait, this request has {seq.num_reserved}, "
                             f"{self.max_waiting_tokens} may", self._retry_after_s(n_tokens))
+
+    def _too_many(self, n_waiting: int) -> QueueFull:
+        return QueueFull(f"the queue is full: {n_waiting} requests wait, {self.max_waiting} may",
+                         self._retry_after_s(self._waiting_tokens()))
 
     def _waiting_tokens(self) -> int:
         return sum(seq.num_reserved for seq in self.scheduler.waiting)

@@ -124,6 +124,11 @@ class ThreadedEngine:
             self._wake.notify()
         return stream
 
+    def check_room(self) -> None:
+        """Raises QueueFull or Closing where stream() would refuse whatever is asked; never waits for a step."""
+        self._check_open()
+        self._engine.check_room()
+
     async def embed(self, tokens: list[int]) -> torch.Tensor:
         """Engine.embed between two steps: (D,) float32. Raises LibremoeError, QueueFull, Closing."""
         return await self.call(lambda engine: engine.embed(tokens))

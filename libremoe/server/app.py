@@ -1,7 +1,7 @@
 """The application: its routes, and the guards before them. Routes translate in, let the engine work, and translate out.
 
-Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key. /health alone
-answers without a key. CORS is off unless the server was started with an origin that may call.
+Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key; whether the queue
+has room. /health alone answers without a key. CORS is off unless the server was started with an origin that may call.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class _Guards:
                 await _preflight()(scope, receive, reply)
                 return
             self._check_key(scope, headers)
+            self._check_room(scope)
         except ApiError as error:
             await response_for(scope["path"], error)(scope, receive, reply)
             return
@@ -159,6 +160,15 @@ class _Guards:
                 403, f"the key {key.name} is not for this: it lacks the scope {needed}", code="scope_missing"
             )
         scope["state"]["key"] = key
+
+    def _check_room(self, scope: Scope) -> None:
+        """Refuses before a body is read or parsed: a flood must cost less than what it asks for."""
+        if scope["method"] != "POST" or SCOPES.get(scope["path"]) != "generate":
+            return
+        try:
+            self.service.engine.check_room()
+        except LibremoeError as error:
+            raise refusal(error) from error
 
 
 def _hostname(host: str) -> str:

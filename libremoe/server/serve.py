@@ -10,6 +10,7 @@ import asyncio
 import gc
 import ipaddress
 import resource
+import select
 import signal
 import socket
 import sys
@@ -149,7 +150,7 @@ def serve(service: Service, listener: socket.socket, drain_timeout_s: float) -> 
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP, which by itself waits for ever for the end of a request's headers."""
+    """uvicorn's HTTP, which by itself waits for ever for the end of a request's headers, and answers who has left."""
 
     _was_idle = False
 
@@ -161,6 +162,12 @@ class Protocol(H11Protocol):
         self._check.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        if has_left(self.transport):  # in a flood, most are tired of waiting before their request is looked at
+            self.transport.abort()
+            return
+        super().data_received(data)
+
     def _close_if_idle(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._was_idle:
@@ -168,6 +175,15 @@ class Protocol(H11Protocol):
             return
         self._was_idle = idle
         self._check = self.loop.call_later(IDLE_CHECK_S, self._close_if_idle)
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed its side, though what it sent before may still be unread. False where unknown."""
+    if not hasattr(select, "POLLRDHUP"):  # Linux has it
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Server(uvicorn.Server):
