@@ -1,16 +1,17 @@
-"""Tokens per second with 1, 4, 16 and 64 clients: python bench/serve.py MODEL.gguf [--json]
+"""Tokens per second with 1, 4, 16 and 64 clients, beside llama.cpp's server where there is one:
 
-Starts `libremoe serve` and, where it is installed and the model is a .gguf file, llama.cpp's server on the same
-file, one after the other, and sends both the same streamed completions over loopback. For each number of clients:
-tokens/s of all, time to the first token and time between tokens, p50 and p99. Each client sends its next request
-when its last has ended.
+    python bench/serve.py MODEL.gguf [--llama-server PATH] [--json]
+    python bench/serve.py MODEL --gguf SAME.gguf --llama-server PATH       # where libremoe reads another form of it
+
+Starts `libremoe serve` and llama.cpp's server one after the other and sends both the same streamed, greedy completions
+over loopback. For each number of clients: tokens/s of all, time to the first token and time between tokens, p50 and
+p99, and libremoe's tokens/s as a multiple of llama.cpp's. Each client sends its next request when its last has ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import os
 import random
@@ -26,23 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WORDS = [
-    "river",
-    "stone",
-    "wind",
-    "light",
-    "paper",
-    "garden",
-    "music",
-    "winter",
-    "bread",
-    "silver",
-    "mountain",
-    "letter",
-    "harbour",
-    "candle",
-    "forest",
-]
+WORDS = ("river", "stone", "wind", "light", "paper", "garden", "music", "winter", "bread", "silver", "mountain",
+         "letter", "harbour", "candle", "forest", "window", "summer", "copper", "bridge", "valley")
 START_TIMEOUT_S = 600.0
 
 
@@ -58,8 +44,8 @@ class Timed:
 
 async def ask(port: int, model: str, prompt: str, max_tokens: int) -> Timed:
     found = Timed()
-    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 1.0,
-                       "seed": 1, "ignore_eos": True, "stream_options": {"include_usage": True}}).encode()
+    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0,
+                       "ignore_eos": True, "stream_options": {"include_usage": True}}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         began = last = time.perf_counter()
@@ -87,9 +73,7 @@ async def ask(port: int, model: str, prompt: str, max_tokens: int) -> Timed:
 
 async def level(port: int, model: str, clients: int, requests: int, n_prompt: int, n_answer: int) -> dict[str, Any]:
     async def client(number: int) -> list[Timed]:
-        rng = random.Random(
-            f"{clients}/{number}"
-        )  # prompts share no beginning, so no server is helped by a prefix cache
+        rng = random.Random(f"{clients}/{number}")  # prompts share no beginning: no prefix cache helps
         return [await ask(port, model, " ".join(rng.choices(WORDS, k=n_prompt)), n_answer) for _ in range(requests)]
 
     began = time.perf_counter()
@@ -121,22 +105,23 @@ def free_port() -> int:
 def started(command: list[str], port: int) -> Iterator[None]:
     """A server process, from when it answers /v1/models until the block ends."""
     environment = {**os.environ, "LIBREMOE_KEYS": str(Path(tempfile.gettempdir()) / "no-keys-for-benchmarks.json")}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        began = time.monotonic()
-        while not answers(port):
-            if process.poll() is not None:
-                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-            if time.monotonic() - began > START_TIMEOUT_S:
-                raise SystemExit(f"{' '.join(command)} did not answer within {START_TIMEOUT_S:g} s")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            began = time.monotonic()
+            while not answers(port):
+                if process.poll() is not None or time.monotonic() - began > START_TIMEOUT_S:
+                    said.seek(0)
+                    raise SystemExit(f"{' '.join(command)} does not answer; it said:\n"
+                                     + said.read().decode(errors="replace")[-2000:])
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def answers(port: int) -> bool:
@@ -152,82 +137,69 @@ def answers(port: int) -> bool:
         connection.close()
 
 
-def servers(model: Path, port: int, slots: int, threads: int, context_len: int) -> dict[str, list[str]]:
-    """Name -> command of each server that is installed. llama.cpp divides its context among its slots."""
-    found = {
-        "libremoe": [
-            sys.executable,
-            "-m",
-            "libremoe.cli",
-            "serve",
-            str(model),
-            "--port",
-            str(port),
-            "--name",
-            "bench",
-            "--max-running",
-            str(slots),
-        ]
-    }
-    if model.suffix != ".gguf":
-        return found
-    total = str(context_len * slots)
-    if shutil.which("llama-server"):
-        found["llama.cpp"] = ["llama-server", "-m", str(model), "--port", str(port), "-np", str(slots), "-c", total,
-                              "-t", str(threads), "--alias", "bench"]
-    elif importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("llama_cpp.server"):
-        # The Python server answers one request at a time.
-        found["llama.cpp (python)"] = [
-            sys.executable,
-            "-m",
-            "llama_cpp.server",
-            "--model",
-            str(model),
-            "--port",
-            str(port),
-            "--n_ctx",
-            str(context_len),
-            "--n_threads",
-            str(threads),
-            "--model_alias",
-            "bench",
-        ]
+def servers(args: argparse.Namespace, port: int) -> dict[str, list[str]]:
+    """Name -> command of each server that is there. llama.cpp divides its context among its slots."""
+    model, slots, context = str(args.model), str(args.slots), str(args.context * args.slots)
+    found = {"libremoe": [sys.executable, "-m", "libremoe.cli", "serve", model, "--port", str(port), "--name", "bench",
+                          "--max-running", slots]}
+    gguf = args.gguf or (args.model if args.model.suffix == ".gguf" else None)
+    llama_server = args.llama_server or shutil.which("llama-server")
+    if gguf is not None and llama_server is not None:
+        found["llama.cpp"] = [str(llama_server), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port),
+                              "-np", slots, "-c", context, "-t", str(args.threads), "--alias", "bench"]
     return found
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="what libremoe can serve; a .gguf file for the comparison")
+    parser.add_argument("model", type=Path, nargs="?", help="what libremoe serves (default: the file of --gguf)")
+    parser.add_argument("--gguf", type=Path, help="what llama.cpp serves (default: the model, if it is a .gguf file)")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's server (default: llama-server in PATH, if any)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--requests", type=int, default=2, help="of each client, one after the other (default 2)")
     parser.add_argument("--prompt-words", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=16, help="answers computed at once (default 16)")
+    parser.add_argument("--slots", type=int, default=64, help="answers that each server computes at once (default 64)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of context for each of llama.cpp's slots")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of llama.cpp")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of llama.cpp (default: all CPUs)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    args.model = args.model or args.gguf
+    if args.model is None:
+        parser.error("name a model: MODEL, or --gguf FILE")
+    if args.llama_server is not None and args.gguf is None and args.model.suffix != ".gguf":
+        parser.error("llama.cpp reads GGUF only: name the same weights with --gguf FILE")
+    for path in (args.model, args.gguf, args.llama_server):
+        if path is not None and not path.exists():
+            parser.error(f"{path} does not exist")
+    return args
+
+
+def main() -> None:
+    args = arguments()
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in servers(args.model, 0, args.slots, args.threads, args.context):
+    for name in servers(args, 0):
         port = free_port()
-        command = servers(args.model, port, args.slots, args.threads, args.context)[name]
-        with started(command, port):
+        with started(servers(args, port)[name], port):
             asyncio.run(level(port, "bench", 1, 1, args.prompt_words, args.max_tokens))  # warm
             found[name] = [asyncio.run(level(port, "bench", n, args.requests, args.prompt_words, args.max_tokens))
                            for n in args.clients]
+    for ours, theirs in zip(found["libremoe"], found.get("llama.cpp", []), strict=False):
+        ours["times_llama_cpp"] = ours["tokens_per_s"] / max(theirs["tokens_per_s"], 1e-9)
     print(json.dumps(found) if args.json else table(found))
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        f"{'server':20} {'clients':>7} {'tokens/s':>9} {'first token ms':>20} {'between tokens ms':>20} {'failed':>6}",
-        f"{'':37} {'p50':>11} {'p99':>8} {'p50':>11} {'p99':>8}",
+        f"{'server':10} {'clients':>7} {'tokens/s':>9} {'first token ms':>20} {'between tokens ms':>20} {'failed':>6}",
+        f"{'':27} {'p50':>11} {'p99':>8} {'p50':>11} {'p99':>8}",
     ]
     for name, levels in found.items():
         for at in levels:
-            lines.append(f"{name:20} {at['clients']:7} {at['tokens_per_s']:9.1f} {at['first_token_p50_ms']:11.1f} "
+            ratio = f"  {at['times_llama_cpp']:.2f} x llama.cpp" if "times_llama_cpp" in at else ""
+            lines.append(f"{name:10} {at['clients']:7} {at['tokens_per_s']:9.1f} {at['first_token_p50_ms']:11.1f} "
                          f"{at['first_token_p99_ms']:8.1f} {at['between_tokens_p50_ms']:11.1f} "
-                         f"{at['between_tokens_p99_ms']:8.1f} {at['failed']:6}")
+                         f"{at['between_tokens_p99_ms']:8.1f} {at['failed']:6}{ratio}")
     return "\n".join(lines)
 
 
