@@ -1,6 +1,162 @@
 // Attention of some query rows to one block of at most 64 keys, with a running softmax (Milakov & Gimelshein 2018; Dao et al.
 // 2022). A row's state changes only by the blocks in which it sees a key, so its bits do not depend on what else is computed
-// with it. Included by isa.h.
+// with it. Rows of one kv head go together, so that each key and value is loaded and widened once for all. Included by isa.h.
+
+// Query rows, and keys or vectors of values, that a micro kernel holds at a time.
+#if defined(LIBREMOE_AVX512)
+constexpr int kAttendRows = 6, kAttendWide = 4;  // Grok-1 has 6 query heads a kv head
+#elif defined(LIBREMOE_AVX2)
+constexpr int kAttendRows = 3, kAttendWide = 2;
+#else
+constexpr int kAttendRows = 1, kAttendWide = 1;
+#endif
+
+template <bool kBf16>
+LIBREMOE_INLINE F16 load_kv(const void* from, int64_t at) {
+  if constexpr (kBf16) return load_bf16(static_cast<const uint16_t*>(from) + at);
+  else return load(static_cast<const float*>(from) + at);
+}
+
+// Keys and values of a block, rows of whole vectors.
+struct Block {
+  const void *k, *v;
+  int64_t stride, padded;  // elements from a key to the next, and of one
+};
+
+LIBREMOE_INLINE void fetch_ahead(const void* next, const AttendArgs& a, int64_t key) {  // into the L2 cache
+  if (!next) return;
+  const char* p = static_cast<const char*>(next) + key * a.next_step;
+  for (int64_t i = 0; i < a.next_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Scores of kRows query rows and keys from..to, each a sum in the order of hsum(), into scores (kRows, 64), which are
+// written in whole vectors: what lies past the end is the last key's.
+template <int kRows, bool kBf16>
+LIBREMOE_INLINE void score(const AttendArgs& a, const Block& block, int64_t row, int64_t from, int64_t to, float* scores) {
+  const F16 scale = set1(a.scale), cap = set1(a.softcap), twice_inverse = set1(a.softcap > 0 ? 2.0f / a.softcap : 0.0f);
+  const float* q = a.q + row * a.q_stride;
+  F16 sums[kRows][16];
+  for (int64_t s = from / 16 * 16; s < to; s += 16) {
+    for (int piece = 0; piece < 16; piece += kAttendWide) {
+      int64_t at[kAttendWide];
+      for (int j = 0; j < kAttendWide; j++) {
+        const int64_t key = s + piece + j;
+        at[j] = (key < from ? from : key < to ? key : to - 1) * block.stride;
+        fetch_ahead(a.next_k, a, key);
+      }
+      F16 sum[kRows][kAttendWide];
+      for (int r = 0; r < kRows; r++)
+        for (int j = 0; j < kAttendWide; j++) sum[r][j] = set1(0);
+      for (int64_t i = 0; i < block.padded; i += 16) {
+        F16 key[kAttendWide];
+        for (int j = 0; j < kAttendWide; j++) key[j] = load_kv<kBf16>(block.k, at[j] + i);
+        for (int r = 0; r < kRows; r++) {
+          const F16 query = load(q + r * a.q_stride + i);
+          for (int j = 0; j < kAttendWide; j++) sum[r][j] = fma(query, key[j], sum[r][j]);
+        }
+      }
+      for (int r = 0; r < kRows; r++)
+        for (int j = 0; j < kAttendWide; j++) sums[r][piece + j] = sum[r][j];
+    }
+    for (int r = 0; r < kRows; r++) {
+      F16 score = hsum16(sums[r]) * scale;
+      if (a.softcap > 0) score = cap - (cap + cap) / (set1(1.0f) + exp(score * twice_inverse));  // cap * tanh(score / cap)
+      store(scores + 64 * r + s, score);
+    }
+  }
+}
+
+LIBREMOE_INLINE float largest(F16 x) {
+  float s[16];
+  store(s, x);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; i++) s[i] = s[i] > s[i + width] ? s[i] : s[i + width];
+  return s[0];
+}
+
+// Scores of each row -> weights, zero where it sees no key, and its running maximum and sum; change is what its values so far
+// are to be multiplied with.
+template <int kRows>
+LIBREMOE_INLINE void soften(float* scores, const int64_t* from, const int64_t* to, float* m, float* l, float change[16]) {
+  float peak[kRows];
+  for (int r = 0; r < 16; r++) change[r] = 0;
+  for (int r = 0; r < kRows; r++) {
+    float* row = scores + 64 * r;
+    for (int64_t s = 0; s < from[r]; s++) row[s] = -__builtin_inff();
+    for (int64_t s = to[r]; s < 64; s++) row[s] = -__builtin_inff();
+    F16 most = set1(m[r]);
+    for (int s = 0; s < 64; s += 16) most = max(load(row + s), most);  // the second where one is NaN
+    peak[r] = largest(most);
+    if (from[r] < to[r]) change[r] = m[r] - peak[r];
+  }
+  store(change, exp(load(change)));
+  for (int r = 0; r < kRows; r++) {
+    float* row = scores + 64 * r;
+    if (from[r] >= to[r]) {
+      __builtin_memset(row, 0, 64 * sizeof(float));
+      continue;
+    }
+    for (int s = 0; s < 64; s += 16) store(row + s, exp(load(row + s) - set1(peak[r])));
+    for (int64_t s = 0; s < from[r]; s++) row[s] = 0;
+    for (int64_t s = to[r]; s < 64; s++) row[s] = 0;
+    const F16 total = (load(row) + load(row + 16)) + (load(row + 32) + load(row + 48));
+    m[r] = peak[r], l[r] = l[r] * change[r] + hsum(total);
+  }
+}
+
+// acc = acc * change + sum of weights[s] * values[s] for kRows rows and 16 * kVectors columns from i, keys from..to in order.
+template <int kRows, int kVectors, bool kBf16>
+LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block& block, int64_t i, const float* weights, const float* change, float* acc,
+                                int64_t from, int64_t to) {
+  F16 sum[kRows][kVectors];
+  for (int r = 0; r < kRows; r++)
+    for (int j = 0; j < kVectors; j++) sum[r][j] = load(acc + r * block.padded + i + 16 * j) * set1(change[r]);
+  for (int64_t s = from; s < to; s++) {
+    if (i == 0) fetch_ahead(a.next_v, a, s);
+    F16 value[kVectors];
+    for (int j = 0; j < kVectors; j++) value[j] = load_kv<kBf16>(block.v, s * block.stride + i + 16 * j);
+    for (int r = 0; r < kRows; r++) {
+      const F16 weight = set1(weights[64 * r + s]);
+      for (int j = 0; j < kVectors; j++) sum[r][j] = fma(weight, value[j], sum[r][j]);
+    }
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int j = 0; j < kVectors; j++) store(acc + r * block.padded + i + 16 * j, sum[r][j]);
+}
+
+template <int kRows, bool kBf16>
+static void attend_rows(const AttendArgs& a, const Block& block, int64_t row) {
+  int64_t from[kRows], to[kRows], first = 64, last = 0;
+  for (int r = 0; r < kRows; r++) {
+    from[r] = a.visible_from[row + r] > a.key0 ? a.visible_from[row + r] - a.key0 : 0;
+    to[r] = a.visible_to[row + r] - a.key0 < a.n_keys ? a.visible_to[row + r] - a.key0 : a.n_keys;
+    if (from[r] >= to[r]) {
+      from[r] = to[r] = 0;
+      continue;
+    }
+    first = from[r] < first ? from[r] : first, last = to[r] > last ? to[r] : last;
+  }
+  if (last == 0) return;
+  alignas(64) float weights[64 * kRows], change[16];
+  score<kRows, kBf16>(a, block, row, first, last, weights);
+  soften<kRows>(weights, from, to, a.m + row, a.l + row, change);
+  float* acc = a.acc + row * block.padded;
+  int64_t i = 0;
+  for (; i + 16 * kAttendWide <= block.padded; i += 16 * kAttendWide)
+    add_values<kRows, kAttendWide, kBf16>(a, block, i, weights, change, acc, first, last);
+  for (; i < block.padded; i += 16) add_values<kRows, 1, kBf16>(a, block, i, weights, change, acc, first, last);
+}
+
+template <bool kBf16>
+LIBREMOE_INLINE void attend_all(const AttendArgs& a, const Block& block) {
+  int64_t row = 0;
+  for (; row + kAttendRows <= a.rows; row += kAttendRows) attend_rows<kAttendRows, kBf16>(a, block, row);
+  if constexpr (kAttendRows > 4)
+    for (; row + 4 <= a.rows; row += 4) attend_rows<4, kBf16>(a, block, row);
+  if constexpr (kAttendRows > 2)
+    for (; row + 2 <= a.rows; row += 2) attend_rows<2, kBf16>(a, block, row);
+  for (; row < a.rows; row++) attend_rows<1, kBf16>(a, block, row);
+}
 
 LIBREMOE_INLINE void widen(const void* from, bool is_bf16, int64_t at, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -10,96 +166,20 @@ LIBREMOE_INLINE void widen(const void* from, bool is_bf16, int64_t at, int64_t n
   }
 }
 
-// Scores of two query rows and 8 keys, each a sum in the order of hsum(); lanes 0-7 are the first row's.
-LIBREMOE_INLINE F16 scores_2x8(const float* const q[2], const float* keys, int64_t padded) {
-  F16 sum[16];
-  for (int i = 0; i < 16; i++) sum[i] = set1(0);
-  for (int64_t i = 0; i < padded; i += 16) {
-    const F16 a = load(q[0] + i), b = load(q[1] + i);
-    for (int s = 0; s < 8; s++) {
-      const F16 key = load(keys + s * padded + i);
-      sum[s] = fma(a, key, sum[s]);
-      sum[8 + s] = fma(b, key, sum[8 + s]);
-    }
-  }
-  return hsum16(sum);
-}
-
-// acc = acc * rescale + sum of weights[s] * values[s] for two rows, keys from..to in order.
-template <int kVectors>
-LIBREMOE_INLINE void add_values(float* const acc[2], const float rescale[2], const float* weights, const float* values,
-                                int64_t padded, int64_t from, int64_t to) {
-  F16 sum[2][kVectors];
-  for (int r = 0; r < 2; r++)
-    for (int i = 0; i < kVectors; i++) sum[r][i] = load(acc[r] + 16 * i) * set1(rescale[r]);
-  for (int64_t s = from; s < to; s++) {
-    const F16 a = set1(weights[s]), b = set1(weights[64 + s]);
-    for (int i = 0; i < kVectors; i++) {
-      const F16 value = load(values + s * padded + 16 * i);
-      sum[0][i] = fma(a, value, sum[0][i]);
-      sum[1][i] = fma(b, value, sum[1][i]);
-    }
-  }
-  for (int r = 1; r >= 0; r--)  // both may be the same row: the first is the one that counts
-    for (int i = 0; i < kVectors; i++) store(acc[r] + 16 * i, sum[r][i]);
-}
-
-// Scores of one row -> weights, and its running maximum and sum; returns what its values so far are to be multiplied with.
-LIBREMOE_INLINE float soften(float* scores, int64_t from, int64_t to, float& m, float& l) {
-  float peak = m;
-  for (int64_t s = from; s < to; s++) peak = scores[s] > peak ? scores[s] : peak;
-  float change[16] = {m - peak};
-  store(change, exp(load(change)));
-  for (int64_t s = from / 16 * 16; s < to; s += 16) store(scores + s, exp(load(scores + s) - set1(peak)));
-  for (int64_t s = 0; s < from; s++) scores[s] = 0;
-  for (int64_t s = to; s < 64; s++) scores[s] = 0;
-  float total = l * change[0];
-  for (int64_t s = from; s < to; s++) total += scores[s];
-  m = peak, l = total;
-  return change[0];
-}
-
 static void attend(const AttendArgs& a) {
   const int64_t padded = (a.head_dim + 15) / 16 * 16;
-  float *keys = a.work, *values = keys + 64 * padded, *weights = values + 64 * padded;  // weights: (2, 64)
+  if (padded == a.head_dim && a.rows <= kAttendRows) {  // few rows: keys and values as they lie
+    const Block block{a.k, a.v, a.kv_stride, padded};
+    return a.kv_is_bf16 ? attend_all<true>(a, block) : attend_all<false>(a, block);
+  }
+  float *keys = a.work, *values = keys + 64 * padded;
   for (int64_t s = 0; s < a.n_keys; s++) {
     widen(a.k, a.kv_is_bf16, s * a.kv_stride, a.head_dim, keys + s * padded);
     widen(a.v, a.kv_is_bf16, s * a.kv_stride, a.head_dim, values + s * padded);
   }
-  const F16 scale = set1(a.scale), cap = set1(a.softcap), twice_inverse = set1(a.softcap > 0 ? 2.0f / a.softcap : 0.0f);
-  for (int64_t row = 0; row < a.rows; row += 2) {
-    const int64_t rows[2] = {row, row + 1 < a.rows ? row + 1 : row};  // the last of an odd number is its own partner
-    int64_t from[2], to[2];
-    for (int r = 0; r < 2; r++) {
-      from[r] = a.visible_from[rows[r]] > a.key0 ? a.visible_from[rows[r]] - a.key0 : 0;
-      to[r] = a.visible_to[rows[r]] - a.key0 < a.n_keys ? a.visible_to[rows[r]] - a.key0 : a.n_keys;
-      if (from[r] >= to[r]) from[r] = to[r] = 0;
-    }
-    const bool empty[2] = {to[0] == 0, to[1] == 0};
-    if (empty[0] && empty[1]) continue;
-    const int64_t first = empty[0] ? from[1] : empty[1] ? from[0] : from[0] < from[1] ? from[0] : from[1];
-    const int64_t last = to[0] > to[1] ? to[0] : to[1];
-    const float* q[2] = {a.q + rows[0] * a.q_stride, a.q + rows[1] * a.q_stride};
-    __builtin_memset(weights, 0, 128 * sizeof(float));
-    for (int64_t s = first / 8 * 8; s < last; s += 8) {
-      F16 score = scores_2x8(q, keys + s * padded, padded) * scale;
-      if (a.softcap > 0) score = cap - (cap + cap) / (set1(1.0f) + exp(score * twice_inverse));  // cap * tanh(score / cap)
-      float both[16];
-      store(both, score);
-      __builtin_memcpy(weights + s, both, 32), __builtin_memcpy(weights + 64 + s, both + 8, 32);
-    }
-    float rescale[2] = {1.0f, 1.0f};
-    float* acc[2];
-    for (int r = 1; r >= 0; r--) {
-      acc[r] = a.acc + rows[r] * padded;
-      if (empty[r]) __builtin_memset(weights + 64 * r, 0, 64 * sizeof(float));
-      else if (r == 0 || rows[1] != row) rescale[r] = soften(weights + 64 * r, from[r], to[r], a.m[rows[r]], a.l[rows[r]]);
-    }
-    int64_t i = 0;
-    for (; i + 128 <= padded; i += 128, acc[0] += 128, acc[1] += 128)
-      add_values<8>(acc, rescale, weights, values + i, padded, first, last);
-    for (; i < padded; i += 16, acc[0] += 16, acc[1] += 16) add_values<1>(acc, rescale, weights, values + i, padded, first, last);
-  }
+  AttendArgs widened = a;
+  widened.next_k = widened.next_v = nullptr;
+  attend_all<false>(widened, {keys, values, padded, padded});
 }
 
 static void attend_merge(float* m, float* l, float* acc, float m2, float l2, const float* acc2, int64_t head_dim) {

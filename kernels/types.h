@@ -52,7 +52,7 @@ struct Scratch {
 };
 constexpr int64_t kOutFloats = kTokenChunk * kStrip;
 
-// Queries of one kv head against a run of its keys: the unit of attention.cpp.
+// Queries of one kv head against a block of its keys: the unit of attention.cpp.
 struct AttendArgs {
   const float* q;        // (rows, q_stride) query rows of this kv head, head_dim each
   int64_t q_stride;
@@ -61,6 +61,8 @@ struct AttendArgs {
   int64_t rows, head_dim;
   const void* k;         // one block's first key of this head
   const void* v;
+  const void *next_k, *next_v;    // to be fetched ahead, next_bytes a key, next_step bytes apart; or null
+  int64_t next_step, next_bytes;
   int64_t kv_stride;     // elements between consecutive keys
   bool kv_is_bf16;
   int64_t key0, n_keys;  // position of the block's first key, keys present (at most 64)
@@ -68,7 +70,7 @@ struct AttendArgs {
   float* m;              // (rows) running maximum
   float* l;              // (rows) running sum
   float* acc;            // (rows, head_dim rounded up to 16) running weighted values
-  float* work;           // (64, head_dim) keys and the same of values as float, then (2, 64) weights; head_dim in whole vectors
+  float* work;           // (64, head_dim) keys and the same of values as float; head_dim in whole vectors
 };
 
 struct Kernels {
