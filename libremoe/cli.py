@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 the answer is no (a digest differs), 2 a mistake in what w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf fil
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A person's mistake becomes one line on stderr."""
-    args = parse(argv)
     try:
+        _mend_streams()
+        args = parse(argv)
         code = _function(args.function)(args)
         sys.stdout.flush()
         return code
@@ -31,8 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nlibremoe: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        _silence_output()  # the reader left: nothing more to say
         return 0
+    except OSError as error:  # of the machine, such as a full disk under standard output; of models: CheckpointError
+        print(f"libremoe: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        _silence_output()
+        return 2
+
+
+def _mend_streams() -> None:
+    """Standard streams that were closed become empty ones; a terminal that lacks a letter shows a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _silence_output() -> None:
+    """So that what is still in the buffer does not fail once more when Python ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

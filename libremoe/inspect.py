@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import torch
@@ -70,18 +71,26 @@ def _memory(config: ModelConfig, weight_bytes: int, expert_bytes: int) -> dict[s
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 1 << 14)  # files and pipes get whole lines
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for label, text in _lines(found):
-        table.add_row(f"[bold]{label}[/bold]", text)
-    console.print(table)
+        table.add_row(label, Text(text))  # Text, because a path may hold what looks like rich's markup
+    shown: list[Table] = [table]
     if "tensors" in found:
-        listing = Table("name", "shape", "format", "bytes", "file", box=None, padding=(0, 2, 0, 0))
+        listing = Table(box=None, padding=(0, 2, 0, 0))
+        for head in ("name", "shape", "format", "bytes", "file"):
+            listing.add_column(head, overflow="fold")
         for entry in found["tensors"]:
             shape = " x ".join(str(n) for n in entry["shape"])
-            listing.add_row(entry["name"], shape, entry["format"], f"{entry['bytes']:,}", entry["file"])
-        console.print(listing)
+            listing.add_row(entry["name"], shape, entry["format"], f"{entry['bytes']:,}", Text(entry["file"]))
+        shown.append(listing)
+    with console.capture() as capture:
+        console.print(*shown)
+    print(capture.get(), end="")  # not by rich, which ends the process with 1 when the reader of a pipe leaves
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

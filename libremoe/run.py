@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 
@@ -68,8 +69,22 @@ def _prompt(args: argparse.Namespace) -> str | list[int]:
     if args.prompt in (None, "-"):
         if sys.stdin.isatty():
             raise LibremoeError('no prompt: libremoe run PATH "your text", or pipe it in')
-        return sys.stdin.read()
+        return _standard_input()
+    try:
+        args.prompt.encode()
+    except UnicodeEncodeError:
+        raise LibremoeError("the prompt is not UTF-8") from None
     return args.prompt
+
+
+def _standard_input() -> str:
+    """UTF-8 whatever the locale says. Raises LibremoeError for anything else."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise LibremoeError(f"standard input: not UTF-8 at byte {error.start}") from None
 
 
 def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingParams) -> int:
@@ -78,10 +93,10 @@ def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingPara
         record = {"text": piece.text, "tokens": piece.tokens}
         if params.logprobs is not None:
             record["logprobs"] = piece.logprobs
-        print(json.dumps(record, ensure_ascii=False), flush=True)
+        print(json.dumps(record), flush=True)
         text.append(piece.text)
         tokens += piece.tokens
         finish_reason = piece.finish_reason or finish_reason
     whole = {"text": "".join(text), "tokens": tokens, "finish_reason": finish_reason, "stats": lm.stats.to_dict()}
-    print(json.dumps(whole, ensure_ascii=False))
+    print(json.dumps(whole))
     return 0

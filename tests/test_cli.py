@@ -67,6 +67,8 @@ MISTAKES = [
     (("convert", CKPT, "out", "--format", "int5"), "int5"),
     (("inspect", Path(__file__)), "not a model"),
     (("inspect", "a", "b"), "unrecognized arguments"),
+    (("inspect", "a" * 300), "cannot be opened: File name too long"),
+    (("run", CKPT, "\udcff", "--tokenizer", "bytes"), "the prompt is not UTF-8"),
     (("make-tiny", CKPT), "ckpt-0"),
     (("make-tiny", "new", "--dims", "grok-9"), "grok-9"),
     (("verify", "nowhere"), "nowhere"),
@@ -97,6 +99,53 @@ def test_a_mistake_through_the_real_command() -> None:
 ])
 def test_flags_may_stand_anywhere(args: list[str], prompt: str | None) -> None:
     assert cli.parse(args).prompt == prompt
+
+
+@pytest.mark.parametrize("command", [("run", CKPT, "--ids", "5,6", "--json"), ("inspect", CKPT, "--tensors"),
+                                     ("inspect", CKPT, "--json"), ("run", CKPT, "x", "--tokenizer", "bytes")])
+def test_output_that_cannot_be_written_is_a_sentence(command: tuple) -> None:
+    if command[0] == "run":
+        command += ("--max-tokens", "8")
+    line = [sys.executable, "-m", "libremoe.cli", *map(str, command)]
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (answer.returncode, answer.stderr) == (2, "libremoe: No space left on device\n")
+    read, write = os.pipe()
+    os.close(read)  # the reader of a pipe leaves
+    answer = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_closed_streams_and_ascii_ones_are_no_mistake() -> None:
+    run = f"{sys.executable} -m libremoe.cli run {CKPT} é --tokenizer bytes --max-tokens 30 --seed 1 --temperature 2"
+    closed = subprocess.run(f"{run} >&-", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    ascii_only = subprocess.run(run, shell=True, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (ascii_only.returncode, ascii_only.stderr) == (0, b"") and ascii_only.stdout.isascii()
+    empty = subprocess.run(f"{run.replace(' é', '')} <&-", shell=True, capture_output=True, text=True)
+    assert empty.returncode == 2 and empty.stderr == "libremoe: the prompt is empty: at least one token is needed\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii", "latin-1"])
+def test_standard_input_is_utf8_in_every_locale(encoding: str) -> None:
+    line = [sys.executable, "-m", "libremoe.cli", "run", CKPT, "--tokenizer", "bytes", "--max-tokens", "1", "--json"]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    answer = subprocess.run(line, input="é".encode(), capture_output=True, env=env)
+    assert json.loads(answer.stdout.splitlines()[-1])["stats"]["prompt_tokens"] == 2
+    answer = subprocess.run(line, input=b"ab\xff", capture_output=True, env=env)
+    assert (answer.returncode, answer.stderr) == (2, b"libremoe: standard input: not UTF-8 at byte 2\n")
+
+
+def test_inspect_shows_a_path_that_looks_like_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "a[" / "b]" / "[bold]c"
+    folder.mkdir(parents=True)
+    for place in (folder, tmp_path / "a["):
+        (place / "ckpt-0").symlink_to(CKPT)
+    (folder / "config.json").write_bytes((CKPT.parent / "config.json").read_bytes())
+    (folder / "tokenizer.model").write_bytes((GOLDEN / "spm" / "tokenizer.model").read_bytes())
+    answer = libremoe("inspect", folder)
+    assert answer.returncode == 0 and str(folder / "tokenizer.model") in answer.stdout
 
 
 def test_an_unknown_backend_is_named() -> None:
