@@ -321,3 +321,19 @@ def test_config_round_trip_and_its_limits(tmp_path: Path) -> None:
     for change in ({"norm_eps": 1e-6}, {"sliding_window": 9}, {"pad_id": None}, {"hidden_dim": 33_001}):
         with pytest.raises(LibremoeError):
             config_json(dataclasses.replace(GROK_1, **change))
+
+
+def test_files_beside_a_symbolic_link_come_before_those_where_it_points(tmp_path: Path) -> None:
+    far, near = tmp_path / "far", tmp_path / "near"
+    shutil.copytree(GOLDEN / "tiny-grok1" / "ckpt-0", far / "ckpt-0")
+    near.mkdir()
+    (near / "ckpt-0").symlink_to(far / "ckpt-0")
+    config = (GOLDEN / "tiny-grok1" / "config.json").read_text()
+    (far / "config.json").write_text(config)
+    (far / "tokenizer.json").write_text("{}")
+    assert GrokReader(near / "ckpt-0").tokenizer == far / "tokenizer.json"
+    (near / "config.json").write_text(config.replace('"sequence_len": 64', '"sequence_len": 32'))
+    (near / "tokenizer.json").write_text("{}")
+    reader = GrokReader(near / "ckpt-0")
+    assert (reader.config.context_len, reader.tokenizer) == (32, near / "tokenizer.json")
+    assert GrokReader(far / "ckpt-0").config.context_len == 64

@@ -12,6 +12,7 @@ Names, with logical shapes (linear weights are (out, in) whatever the file's ord
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,13 @@ def open_checkpoint(path: Path | str) -> Reader:
     Raises CheckpointError saying what was looked for.
     """
     path = Path(path)
+    try:
+        return _open(path)
+    except OSError as error:
+        raise CheckpointError(error.filename or path, f"cannot be opened: {error.strerror}") from None
+
+
+def _open(path: Path) -> Reader:
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
     if path.is_file():
@@ -123,6 +131,7 @@ def open_checkpoint(path: Path | str) -> Reader:
 
             return GGUFReader(path)
         raise CheckpointError(path, "not a model: give the folder that holds it, or a .gguf file")
+    os.scandir(path).close()  # a folder that may not be listed looks empty to glob
     if (path / "libremoe.json").exists() or (path / "convert.json").exists():
         from libremoe.weights.native import NativeReader
 
@@ -148,8 +157,14 @@ def open_checkpoint(path: Path | str) -> Reader:
 
 def find_tokenizer(folder: Path) -> Path | None:
     """tokenizer.model or tokenizer.json in the folder or one level above, the folder first."""
-    for place in (folder, folder.resolve().parent):
+    for place in (folder, *folders_above(folder)):
         for name in ("tokenizer.model", "tokenizer.json"):
             if (place / name).is_file():
                 return place / name
     return None
+
+
+def folders_above(folder: Path) -> list[Path]:
+    """Where the folder lies; of a symbolic link, where the link lies and then where it points to."""
+    by_name, by_link = Path(os.path.abspath(folder)).parent, folder.resolve().parent
+    return [by_name] if by_name == by_link else [by_name, by_link]

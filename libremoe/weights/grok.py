@@ -19,7 +19,7 @@ from libremoe.config import GROK_1, ModelConfig
 from libremoe.errors import CheckpointError
 from libremoe.experts import Expert, Weight
 from libremoe.quant import QuantTensor
-from libremoe.weights import TensorEntry, find_tokenizer
+from libremoe.weights import TensorEntry, find_tokenizer, folders_above
 from libremoe.weights.byte_window import open_regular
 from libremoe.weights.grok_layout import RELEASE_BYTES, Parameter, file_name, n_files, parameters, read_config
 from libremoe.weights.pickle_grammar import Shard, StoredArray, parse_shard
@@ -139,7 +139,7 @@ class GrokReader:
 
 
 def _find_config(folder: Path) -> ModelConfig:
-    for path in (folder / "config.json", folder.resolve().parent / "config.json"):
+    for path in (place / "config.json" for place in (folder, *folders_above(folder))):
         if os.path.lexists(path):
             return read_config(path)
     return GROK_1
