@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -218,7 +219,7 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt: text with BOS where the model wants it, ids as they are."""
         if not isinstance(prompt, str):
-            return list(prompt)
+            return _token_ids(prompt)
         if self.tokenizer is None:
             raise LibremoeError("no tokenizer lies with this model: give one (tokenizer=..., --tokenizer FILE), or a "
                                 "prompt of token ids")
@@ -234,8 +235,9 @@ class LanguageModel:
 
         Raises LibremoeError where ids are none, more than the context holds, or outside the vocabulary.
         """
-        check_tokens(list(ids), self.config.vocab_size, self.config.context_len)
-        return self.model(torch.tensor(ids), Batch.of_whole([len(ids)]))
+        tokens = _token_ids(ids)
+        check_tokens(tokens, self.config.vocab_size, self.config.context_len)
+        return self.model(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
 
     def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[Piece]:
         decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder()
@@ -292,6 +294,17 @@ class LanguageModel:
         with self._lock:
             for output in self.engine.step():
                 self._unread[output.seq_id].append(output)
+
+
+def _token_ids(ids: Iterable[SupportsIndex]) -> list[int]:
+    """Plain integers from a list, a tuple, or a one-dimensional tensor or array of any integer type."""
+    try:
+        if isinstance(ids, str | bytes | dict) or getattr(ids, "ndim", 1) != 1:
+            raise TypeError
+        return [operator.index(id) for id in ids]
+    except TypeError:
+        shown = " ".join(repr(ids).split())[:40]
+        raise LibremoeError(f"token ids must be one row of whole numbers, such as [5, 17, 23], not {shown}") from None
 
 
 def _with_fields(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:

@@ -137,6 +137,23 @@ def test_without_a_tokenizer_text_is_refused_and_ids_are_not(official):
     assert [len(piece.tokens) for piece in official.pieces([5], max_tokens=3, ignore_eos=True)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("ids", [[5, 6], (5, 6), range(5, 7), np.array([5, 6]), np.array([5, 6], np.int32),
+                                 torch.tensor([5, 6]), torch.tensor([5, 6], dtype=torch.int32)], ids=repr)
+def test_ids_may_come_in_any_row_of_integers(official, ids):
+    assert official.logits(ids).equal(official.logits([5, 6]))
+    assert official.encode(ids) == [5, 6]
+
+
+@pytest.mark.parametrize("ids", [[5.5], ["5"], "hello", None, 5, [[5, 6]], [None], b"ab", {5: 1}, np.array([5.0]),
+                                 np.array(5), torch.tensor([[5, 6]]), torch.tensor([5.0])], ids=repr)
+def test_what_is_no_row_of_integers_is_refused(official, ids):
+    with pytest.raises(LibremoeError, match="one row of whole numbers"):
+        official.logits(ids)
+    if not isinstance(ids, str):
+        with pytest.raises(LibremoeError, match="one row of whole numbers"):
+            official.generate(ids, max_tokens=1)
+
+
 # Text.
 
 
