@@ -86,7 +86,8 @@ def convert_reader(reader: Reader, dst: Path, format: str, head: str | None = No
             done = _resume(dst, {"format": format, "head": head, **_identity(reader)})
             written = _write_files(reader, dst, format, head, done, random, Progress(title, 0, shown))
     except OSError as error:
-        raise LibremoeError(f"{dst}: {error.strerror or error}; {_AGAIN}") from error
+        again = f"; {_AGAIN}" if os.access(dst / JOURNAL, os.F_OK) else ""
+        raise LibremoeError(f"{error.filename or dst}: {error.strerror or error}{again}") from error
     seconds = time.monotonic() - started
     files = {p.name: p.stat().st_size for p in dst.iterdir()}
     return {"src": str(reader.path), "dst": str(dst), "format": format, "files": len(files),
@@ -98,6 +99,7 @@ def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journ
                  random: bool, bar: Progress) -> int:
     """Everything that is not there yet; returns the bytes written now."""
     done: dict[str, FileRecord] = journal["files"]
+    tokenizer, others = _tokenizer(reader), {}  # first, because it may not be readable
     plans = _plan(reader.config)
     todo = {file: names for file, names in plans.items() if file not in done}
     shared = {name: _layout(reader, name, format, head) for name in plans[SHARED]}
@@ -111,7 +113,6 @@ def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journ
             layouts = shared if file == SHARED else {n: _layout(reader, n, format, head) for n in names}
             done[file] = write_weights(dst / file, layouts, _buffers(reader, layouts), bar.advance)
             write_small(dst / JOURNAL, json.dumps(journal).encode())
-    tokenizer, others = _tokenizer(reader), {}
     if tokenizer is not None:
         others[tokenizer[0]] = write_small(dst / tokenizer[0], tokenizer[1])
     about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence,

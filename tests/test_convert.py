@@ -371,3 +371,16 @@ def test_a_folder_of_another_format_is_checked_as_far_as_it_can_be(source: Path)
     result = verify(source)
     assert result["ok"] and not result["manifest"]
     assert "no manifest" in str(result["said"])
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named_before_the_work(tmp_path: Path) -> None:
+    reader = open_checkpoint(GOLDEN / "tiny-grok1")
+    reader.tokenizer = tmp_path / "gone.json"
+    with pytest.raises(LibremoeError, match="gone.json: No such file"):
+        convert_module.convert_reader(reader, tmp_path / "dst", "int8", shown=False)
+    assert [p.name for p in (tmp_path / "dst").iterdir()] == [JOURNAL]
+
+
+def test_an_error_before_anything_is_done_promises_nothing(tmp_path: Path) -> None:
+    with pytest.raises(LibremoeError, match="File name too long$"):
+        quiet(GOLDEN / "tiny-grok1", tmp_path / ("x" * 300), "int8")
