@@ -17,6 +17,7 @@ from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.model import Transformer
 from libremoe.ops import reference
 from libremoe.quant import quantize
+from libremoe.tiny import RandomReader
 from libremoe.weights import gguf as gguf_module
 from libremoe.weights import gguf_writer, open_checkpoint, parameter_names
 from libremoe.weights.gguf import GGUFReader
@@ -411,3 +412,14 @@ def test_official_checkpoint_as_gguf_gives_the_release_s_logits(tmp_path, name, 
     tokens = golden[f"f32/{prompt}/tokens"].reshape(-1).tolist()
     found = logits_of(GGUFReader(tmp_path / "m.gguf"), tokens).numpy()
     assert np.abs(found - golden[f"f32/{prompt}/logits"].reshape(found.shape)).max() < GOLDEN_LOGITS
+
+
+def test_a_disk_that_fills_up_while_writing_is_a_sentence(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("7 requested and 0 written")  # numpy's, which has no strerror
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    config = dataclasses.replace(preset("tiny"), n_layers=1)
+    with pytest.raises(LibremoeError, match="cannot be written: 7 requested and 0 written"):
+        gguf_writer.write_gguf(tmp_path / "x.gguf", config, RandomReader(config).read, "f32")
+    assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def write_gguf(path: Path | str, config: ModelConfig, tensor_source: Callable[[s
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise LibremoeError(f"{path}: cannot be written: {error.strerror}") from None
+        raise LibremoeError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         writer.close()
         partial.unlink(missing_ok=True)
