@@ -39,6 +39,7 @@ from libremoe.weights.native_writer import PARTIAL, sync_folder, write_small
 
 SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")  # ids 0 to 3, as in the release's vocabulary
 MIN_VOCAB = len(SPECIAL_TOKENS) + 256
+MAX_LAYERS = 1000  # every weight is planned before any is made; Grok-1 has 64
 OFFICIAL_SHARDS = 8  # pieces in which the release was quantised: a scale row for each
 NOTICE = "RANDOM-WEIGHTS.txt"
 _LICENCE = "none: random weights"
@@ -93,6 +94,8 @@ def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "t
 
 
 def _check(dst: Path, as_: str, config: ModelConfig, format: str) -> None:
+    if config.n_layers > MAX_LAYERS:
+        raise LibremoeError(f"--layers {config.n_layers} is more than {MAX_LAYERS}")
     formats = {"native": TARGETS, "ckpt": ("int8",), "gguf": GGUF_QUANTS}
     if as_ not in formats:
         raise LibremoeError(f"no file format {as_!r}; there are: {', '.join(formats)}")

@@ -71,6 +71,7 @@ MISTAKES = [
     (("run", CKPT, "\udcff", "--tokenizer", "bytes"), "the prompt is not UTF-8"),
     (("make-tiny", CKPT), "ckpt-0"),
     (("make-tiny", "new", "--dims", "grok-9"), "grok-9"),
+    (("make-tiny", "new", "--layers", "2147483647"), "--layers 2147483647 is more than 1000"),
     (("verify", "nowhere"), "nowhere"),
 ]
 
