@@ -13,10 +13,10 @@ import time
 STARTED = time.perf_counter()
 
 import torch  # noqa: E402  (the import is part of what is timed)
-from libremoe.language_model import load  # noqa: E402
 
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache  # noqa: E402
 from libremoe.config import ModelConfig  # noqa: E402
+from libremoe.language_model import load  # noqa: E402
 from libremoe.weights import open_checkpoint, shared_names  # noqa: E402
 
 

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from libremoe.engine.sequence import Logprob
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel, load
 from libremoe.sampling import SamplingParams
@@ -82,7 +83,7 @@ def _standard_input() -> str:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removesuffix("\n")  # the shell's, not the person's
     except UnicodeDecodeError as error:
         raise LibremoeError(f"standard input: not UTF-8 at byte {error.start}") from None
 
@@ -92,7 +93,7 @@ def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingPara
     for piece in lm.pieces(prompt, params):
         record = {"text": piece.text, "tokens": piece.tokens}
         if params.logprobs is not None:
-            record["logprobs"] = piece.logprobs
+            record["logprobs"] = [_logprob(one) for one in piece.logprobs]
         print(json.dumps(record), flush=True)
         text.append(piece.text)
         tokens += piece.tokens
@@ -100,3 +101,8 @@ def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingPara
     whole = {"text": "".join(text), "tokens": tokens, "finish_reason": finish_reason, "stats": lm.stats.to_dict()}
     print(json.dumps(whole))
     return 0
+
+
+def _logprob(one: Logprob) -> dict[str, object]:
+    top = [{"token": token, "logprob": logprob} for token, logprob in one.top]
+    return {"token": one.token, "logprob": one.logprob, "top": top}

@@ -149,6 +149,22 @@ def test_inspect_shows_a_path_that_looks_like_markup(tmp_path: Path) -> None:
     assert answer.returncode == 0 and str(folder / "tokenizer.model") in answer.stdout
 
 
+def test_logprobs_are_named_in_json_and_the_shells_newline_is_no_token() -> None:
+    flags = ("--tokenizer", "bytes", "--temperature", 0, "--max-tokens", 1, "--logprobs", 2, "--json")
+    piped = libremoe("run", CKPT, *flags, stdin="Hi\n").stdout.splitlines()
+    given = libremoe("run", CKPT, "Hi", *flags).stdout.splitlines()
+    assert piped[0] == given[0]
+    one = json.loads(piped[0])["logprobs"][0]
+    assert one["top"][0] == {"token": one["token"], "logprob": one["logprob"]} and len(one["top"]) == 2
+
+
+def test_two_gguf_files_in_a_folder_are_listed(tmp_path: Path, capsys) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "2 .gguf files (a.gguf, b.gguf)" in capsys.readouterr().err
+
+
 def test_an_unknown_backend_is_named() -> None:
     answer = libremoe("run", CKPT, "--ids", "5", LIBREMOE_OPS="gpu")
     assert answer.returncode == 2 and "LIBREMOE_OPS=gpu" in answer.stderr

@@ -126,7 +126,7 @@ def _open(path: Path) -> Reader:
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
     if path.is_file():
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             from libremoe.weights.gguf import GGUFReader
 
             return GGUFReader(path)
@@ -148,6 +148,9 @@ def _open(path: Path) -> Reader:
     ggufs = sorted(path.glob("*-00001-of-*.gguf")) or sorted(path.glob("*.gguf"))  # the first of a split file leads
     if len(ggufs) == 1:
         return open_checkpoint(ggufs[0])
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs[:6])
+        raise CheckpointError(path, f"holds {len(ggufs)} .gguf files ({names}): give the path of one")
     raise CheckpointError(
         path,
         "no model found: looked for tensor00000_000 (the official checkpoint), libremoe.json, *.safetensors "
