@@ -239,6 +239,26 @@ void py_attention(Array q, Array k_new, Array v_new, std::vector<int64_t> starts
   attention(args, floats(out));
 }
 
+void py_quantize(Array weight, int format, int64_t group, double offset, const std::vector<double>& factors, OutArray data,
+                 OutArray scales) {
+  static constexpr int64_t kTileBytes[] = {1024, 512, 384, 256};
+  check(weight, "weight", Type::kF32, {-1, -1});
+  const int64_t n_out = int64_t(weight.shape(0)), n_in = int64_t(weight.shape(1)), tile_rows = (n_out + 15) / 16;
+  if (n_out < 1 || n_in < 1) refuse("weight", "must not be empty");
+  if (format < 0 || format >= kFormats) refuse("format", "must be from 0 to 3, not " + std::to_string(format));
+  if (group != 32 && group != 64 && group != 128) refuse("group", "must be 32, 64 or 128, not " + std::to_string(group));
+  const int levels = 1 << (kTileBytes[format] / 128);
+  if (!(offset > 0 && offset < levels)) refuse("offset", "must be a code of the format");
+  check(data, "data", Type::kU8, {tile_rows, (n_in + 63) / 64, kTileBytes[format]});
+  check(scales, "scales", Type::kBf16, {tile_rows, (n_in + group - 1) / group, 16});
+  const std::vector<float> rounded(factors.begin(), factors.end());
+  const CodeRange range{float(-offset), float(levels - 1 - offset), float(offset - double(int64_t(offset))), rounded.data(),
+                        int64_t(rounded.size())};
+  nb::gil_scoped_release release;
+  quantize(floats(weight), n_out, n_in, format, group, range, static_cast<uint8_t*>(data.data()),
+           static_cast<uint16_t*>(scales.data()));
+}
+
 void py_rms_norm(Array x, Array weight, double eps, OutArray out) {
   check(x, "x", Type::kF32, {-1, -1});
   const int64_t n = int64_t(x.shape(0)), dim = int64_t(x.shape(1));
@@ -323,6 +343,8 @@ NB_MODULE(_kernels, m) {
   m.def("attention", &py_attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("starts"), nb::arg("positions"),
         nb::arg("context_lens"), nb::arg("block_tables").none(), nb::arg("k_cache").none(), nb::arg("v_cache").none(),
         nb::arg("scale"), nb::arg("softcap"), nb::arg("window"), nb::arg("out"));
+  m.def("quantize", &py_quantize, nb::arg("weight"), nb::arg("format"), nb::arg("group"), nb::arg("offset"), nb::arg("factors"),
+        nb::arg("data"), nb::arg("scales"));
   m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"));
   m.def("rope", &py_rope, nb::arg("x"), nb::arg("positions"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"));
   m.def("route", &py_route, nb::arg("logits"), nb::arg("renormalise"), nb::arg("ids"), nb::arg("gates"));

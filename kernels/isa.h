@@ -18,6 +18,7 @@ template <int k> struct Constant { static constexpr int value = k; };
 #include "rows.h"
 #include "product.h"
 #include "attend.h"
+#include "weights.h"
 #include "limits.h"
 #if defined(LIBREMOE_TILES)
 #include "amx.h"
@@ -25,7 +26,8 @@ template <int k> struct Constant { static constexpr int value = k; };
 
 extern const Kernels table;
 const Kernels table = {
-    LIBREMOE_ISA_NAME, quantise, LIBREMOE_PRODUCT, dense, activate, attend, attend_merge, rms_norm, rope, route, peak, read,
+    LIBREMOE_ISA_NAME, quantise, LIBREMOE_PRODUCT, dense, activate, attend, attend_merge, rms_norm, rope, route,
+    quantise_weights, peak, read,
 };
 
 }  // namespace libremoe::LIBREMOE_ISA

@@ -39,6 +39,11 @@ void linear_dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_out, 
 // Outputs of a work item; n_rows counts parts.
 int64_t strip_width(const Weight& w, int64_t n_rows);
 
+// Weight (n_out, n_in) into the tiles layout, formats and all as in libremoe/quant.py's quantize(): group 32, 64 or 128,
+// data (ceil(n_out / 16), ceil(n_in / 64), tile bytes), scales (ceil(n_out / 16), ceil(n_in / group), 16) bfloat16.
+void quantize(const float* weight, int64_t n_out, int64_t n_in, int format, int64_t group, const CodeRange& range, uint8_t* data,
+              uint16_t* scales);
+
 struct Expert {
   Weight gate, up, down;
 };

@@ -73,6 +73,13 @@ struct AttendArgs {
   float* work;           // (64, head_dim) keys and the same of values as float; head_dim in whole vectors
 };
 
+// How quantise_weights looks for a group's scale: peak times each factor, and codes from low to high (minus the offset).
+struct CodeRange {
+  float low, high, shift;  // shift: 0.5 where zero lies between two codes
+  const float* factors;
+  int64_t n_factors;
+};
+
 struct Kernels {
   const char* name;
   // Blocks block0..block1 of one row x (n_in floats) into rows row * parts to row * parts + parts - 1.
@@ -92,6 +99,8 @@ struct Kernels {
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, float* y);
   void (*route)(const float* logits, int64_t n_experts, int64_t n_active, bool renormalise, float* work, int64_t* ids,
                 float* gates);
+  // Unsigned codes and scales (bfloat16 values) of n_groups groups of 32, 64 or 128 weights.
+  void (*quantise_weights)(const float* x, int64_t n_groups, int64_t group, const CodeRange& range, uint8_t* codes, float* scales);
   double (*peak)(int64_t iterations);  // multiply-adds of int8 in registers done; for bench/kernels.py
   uint64_t (*read)(const uint8_t* data, int64_t bytes);  // xor of everything, four streams
 };

@@ -21,6 +21,11 @@ import torch.nn.functional as F
 
 from libremoe.errors import LibremoeError
 
+try:
+    from libremoe import _kernels
+except ImportError:  # not compiled: the twin below does it
+    _kernels = None  # type: ignore[assignment]
+
 TILE_OUT = 16
 TILE_IN = 64
 
@@ -184,6 +189,8 @@ def quantize(weight: torch.Tensor, format: str, group: int | None = None) -> Qua
     if group not in fmt.groups:
         raise LibremoeError(f"format {format} has groups of {fmt.groups}, not {group}")
     n_out, n_in = weight.shape
+    if _kernels is not None and weight.device.type == "cpu" and weight.numel():
+        return _quantize_compiled(weight.detach(), fmt, group)
     rows_at_once = max(TILE_OUT, (1 << 20) // max(n_in, 1) // TILE_OUT * TILE_OUT)
     parts = [_quantize_rows(weight[i : i + rows_at_once].float(), fmt, group) for i in range(0, n_out, rows_at_once)]
     return QuantTensor(format, (n_out, n_in), group, torch.cat([p.data for p in parts]),
@@ -193,30 +200,57 @@ def quantize(weight: torch.Tensor, format: str, group: int | None = None) -> Qua
 _SHRINK = {8: (1.0,), 4: (1.0, 0.94, 0.88, 0.82, 0.75), 3: (1.0, 0.9, 0.8, 0.7, 0.6), 2: (1.0, 0.85, 0.7, 0.55, 0.4)}
 
 
+def _factors(fmt: Format) -> list[float]:
+    """What a group's largest magnitude is multiplied with to give the scales to be tried."""
+    low, high = -fmt.offset, (1 << fmt.bits) - 1 - fmt.offset
+    ends = (low,) if low == -high else (low, high)
+    return [shrink / end for end in ends for shrink in _SHRINK[fmt.bits]]
+
+
+def _quantize_compiled(weight: torch.Tensor, fmt: Format, group: int) -> QuantTensor:
+    """_quantize_rows by the compiled kernel, which gives the same bits."""
+    n_out, n_in = weight.shape
+    tiles = -(-n_out // TILE_OUT)
+    data = torch.empty(tiles, -(-n_in // TILE_IN), fmt.tile_bytes, dtype=torch.uint8)
+    scales = torch.empty(tiles, -(-n_in // group), TILE_OUT, dtype=torch.bfloat16)
+    step = max(1, (1 << 24) // (n_in * TILE_OUT))  # tile rows held as float32 at a time
+    for i in range(0, tiles, step):
+        rows = weight[i * TILE_OUT : (i + step) * TILE_OUT].float().contiguous()
+        _kernels.quantize(rows, list(FORMATS).index(fmt.name), group, fmt.offset, _factors(fmt), data[i : i + step],
+                          scales[i : i + step])
+    return QuantTensor(fmt.name, (n_out, n_in), group, data, scales)
+
+
 def _quantize_rows(weight: torch.Tensor, fmt: Format, group: int) -> QuantTensor:
     n_out, n_in = weight.shape
     x = F.pad(weight, (0, -n_in % group)).view(n_out, -1, group)
-    low, high = -fmt.offset, (1 << fmt.bits) - 1 - fmt.offset
-    peak = torch.gather(x, 2, x.abs().argmax(2, keepdim=True))  # signed, so that it may sit on the longer end
+    largest, smallest = x.amax(2, keepdim=True), x.amin(2, keepdim=True)
+    peak = torch.where(largest >= -smallest, largest, smallest)  # signed, so that it may sit on the longer end
     best_error = torch.full_like(peak, float("inf"))
     best_scale = torch.zeros_like(peak)
     best_code = torch.zeros_like(x)
-    ends = (low,) if low == -high else (low, high)
-    for end in ends:
-        for shrink in _SHRINK[fmt.bits]:
-            scale = peak * (shrink / end)
-            code = _codes_for(x, scale, fmt)
-            scale = ((x * code).sum(2, keepdim=True) / (code * code).sum(2, keepdim=True).clamp_min(1e-30))
-            scale = scale.bfloat16().float()
-            code = _codes_for(x, scale, fmt)
-            error = (x - scale * code).square().sum(2, keepdim=True)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale = torch.where(better, scale, best_scale)
-            best_code = torch.where(better, code, best_code)
+    for factor in _factors(fmt):
+        scale = peak * factor
+        code = _codes_for(x, scale, fmt)
+        scale = (_sum(x * code) / _sum(code * code).clamp_min(1e-30)).bfloat16().float()
+        code = _codes_for(x, scale, fmt)
+        error = _sum((x - scale * code).square())
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_code = torch.where(better, code, best_code)
     doubled = best_code if fmt.offset == int(fmt.offset) else best_code * 2
     values = doubled.view(n_out, -1)[:, :n_in].to(torch.int16)
     return pack(fmt.name, values, best_scale.squeeze(2).bfloat16(), group)
+
+
+def _sum(x: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, a power of two, which is kept: halves are added until one number is left, which
+    gives the compiled kernel's bits."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x
 
 
 def _codes_for(x: torch.Tensor, scale: torch.Tensor, fmt: Format) -> torch.Tensor:

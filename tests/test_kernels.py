@@ -21,7 +21,7 @@ from libremoe.experts import Expert, ResidentExperts, Weight  # noqa: E402
 from libremoe.language_model import load  # noqa: E402
 from libremoe.model import Transformer  # noqa: E402
 from libremoe.ops import cpu, reference  # noqa: E402
-from libremoe.quant import FORMATS, QuantTensor, quantize  # noqa: E402
+from libremoe.quant import FORMATS, QuantTensor, _quantize_rows, quantize  # noqa: E402
 from libremoe.weights import open_checkpoint  # noqa: E402
 
 EXACT_FORMULA = (
@@ -162,6 +162,24 @@ def test_plain_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
             assert torch.equal(cpu.linear(x[:n], w), outputs[-1][:n])
     assert all(torch.equal(y, outputs[0]) for y in outputs)
     assert relative_error(outputs[0], x.double() @ w.double().T) < FLOAT_SUMS
+
+
+@pytest.mark.parametrize(("format", "group"), [(f, g) for f, fmt in FORMATS.items() for g in fmt.groups])
+@pytest.mark.parametrize("shape", [(1, 1), (35, 300), (48, 256)])
+def test_quantisation_has_the_bits_of_its_twin(shape: tuple[int, int], format: str, group: int) -> None:
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    special = [0.0, 1.0, -1.0, 1e-40, -3e-42, 3e38, -3e38, math.nan, math.inf, 1e-20, 5e-39]
+    for row, value in enumerate(special[: shape[0] - 1]):  # constant, and a few of them among others
+        w[row, : shape[1] // 2] = value
+        w[row, -3:] = value
+    w[-1, ::2] *= 1e-39
+    w[-1, ::3] = -w[-1, ::3].abs().max()
+    wanted = _quantize_rows(w, FORMATS[format], group)
+    for isa in ISAS:
+        kernels.use_isa(isa)
+        got = quantize(w, format, group)
+        assert torch.equal(got.data, wanted.data), isa
+        assert torch.equal(got.scales.view(torch.int16), wanted.scales.view(torch.int16)), isa
 
 
 def expert(format: str, dim: int, hidden_dim: int, group: int, columns: bool, seed: int) -> Expert:
