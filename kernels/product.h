@@ -239,6 +239,9 @@ static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int6
       const int8_t* piece = columns_piece(w, out0 + o, in0, 4 * kRun, copy, stride);
       for (int i = 0; i < 4 * kRun; i++) __builtin_prefetch(piece + i * stride + 512);
       int64_t t = 0;
+      if constexpr (kMostTokens >= 6)  // two tokens of three parts, or one
+        for (; t + 6 <= n; t += 6) columns_dots<6, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
+      if (n == 3) columns_dots<3, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends), t = 3;
       for (; t + 4 <= n; t += 4) columns_dots<4, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
       for (; t + 2 <= n; t += 2) columns_dots<2, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
       for (; t < n; t++) columns_dots<1, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
@@ -337,7 +340,7 @@ static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
   if (w.columns && (n <= kFewTokens || out0 + kStrip > w.n_out)) {
     for (int64_t t = 0; t < n; t += kFewTokens) {
       const int64_t some = n - t < kFewTokens ? n - t : kFewTokens;
-      (some <= 2 ? columns_few<4> : half_blocks ? columns_few<8> : columns_few<16>)(w, x, slot0 + t, some, out0, width, scratch,
+      (some <= 3 ? columns_few<4> : half_blocks ? columns_few<8> : columns_few<16>)(w, x, slot0 + t, some, out0, width, scratch,
                                                                                 out + t * width);
     }
     return;
