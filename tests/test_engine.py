@@ -4,6 +4,7 @@ the tokens that it gives alone. Scheduling itself is tested in test_scheduler.py
 
 from __future__ import annotations
 
+import os
 import random
 from types import ModuleType
 
@@ -69,6 +70,34 @@ def test_a_batch_of_sixteen_gives_the_tokens_of_each_alone_and_after_a_restart(c
     finish(engine)
     assert [seq.output_ids for seq in together] == alone
     assert_empty(engine)
+
+
+def batches_give_the_tokens_of_each_alone(n_prompts: int) -> None:
+    """With the backend of this machine: n_prompts alone, then in batches of 1, 2, ... 16 in random company, each batch
+    in an engine of its own as after a restart, pieces of prompts of random sizes, blocks shared and preempted."""
+    model, rng = tiny.model(tiny.GROK), random.Random(n_prompts)
+    requests = list(zip(prompts(n_prompts, 140), mixed_params(n_prompts), strict=True))
+    engine = Engine(model, n_blocks=8, max_running=1)
+    alone = [generate(engine, *request) for request in requests]
+    for size in range(1, 17):
+        order = rng.sample(range(n_prompts), n_prompts)
+        for start in range(0, n_prompts, size):
+            engine = Engine(model, n_blocks=rng.choice([8, 16, 64]), max_running=size,
+                            step_tokens=max(size, rng.choice([16, 64, 200, 512])), max_waiting=size,
+                            max_waiting_tokens=1 << 20)
+            together = {i: engine.add(*requests[i]) for i in order[start : start + size]}
+            finish(engine)
+            assert {i: seq.output_ids for i, seq in together.items()} == {i: alone[i] for i in together}, size
+            assert_empty(engine)
+
+
+def test_tokens_do_not_depend_on_the_batch_or_a_restart():
+    batches_give_the_tokens_of_each_alone(5)
+
+
+@pytest.mark.soak
+def test_tokens_do_not_depend_on_the_batch_or_a_restart_at_length():
+    batches_give_the_tokens_of_each_alone(int(os.environ.get("LIBREMOE_SOAK_PROMPTS", "1000")))
 
 
 def test_chunked_prefill_equals_whole(ops):

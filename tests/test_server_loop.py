@@ -14,6 +14,7 @@ from serving import served, stub
 
 from libremoe.engine.sequence import Output
 from libremoe.engine.threaded import DELIVERED_AT_ONCE, _Mail
+from libremoe.server.errors import anthropic_body, invalid
 from libremoe.server.loop import READY_AT_ONCE, new_loop
 from libremoe.server.serve import has_left
 
@@ -94,3 +95,9 @@ def test_who_has_left_is_known_before_the_request_is_read() -> None:
     theirs.close()
     assert has_left(transport)
     ours.close()
+
+
+def test_an_anthropic_error_names_its_field_once() -> None:
+    wrong = anthropic_body(invalid("max_tokens: Field required", "max_tokens"))
+    assert wrong["error"]["message"] == "max_tokens: Field required"
+    assert anthropic_body(invalid("there is no such model", "model"))["error"]["message"].startswith("model: ")

@@ -48,7 +48,8 @@ def openai_body(error: ApiError) -> dict[str, Any]:
 
 def anthropic_body(error: ApiError) -> dict[str, Any]:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    message = f"{error.param}: {error.message}" if error.param else error.message
+    named = error.param is None or error.message.startswith(error.param)
+    message = error.message if named else f"{error.param}: {error.message}"
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 

@@ -152,7 +152,11 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "remove":
         remove(path, args.name)
     else:
-        for key in load_keys(path):
+        keys = load_keys(path)
+        if not keys:
+            print(f"There are no keys in {path}: the server answers whoever reaches it, on loopback only.",
+                  file=sys.stderr)
+        for key in keys:
             quotas = f"{key.rpm or 'any'} requests and {key.tpm or 'any'} tokens a minute"
             print(f"{key.name:20} {','.join(key.scopes):36} {quotas}")
     return 0

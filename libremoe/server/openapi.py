@@ -89,8 +89,10 @@ async def openapi_json(request: Request) -> Response:
     return JSONResponse(document())
 
 
-_STYLE = ("body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-          "pre{background:#8881;padding:.6rem;overflow:auto}summary{cursor:pointer}code{font-weight:600}")
+_STYLE = (":root{color-scheme:light dark}"
+          "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+          "pre{background:#8881;padding:.6rem;overflow:auto}summary{cursor:pointer}"
+          "code{font-weight:600;overflow-wrap:anywhere}")
 
 
 async def page(request: Request) -> Response:
@@ -101,7 +103,8 @@ async def page(request: Request) -> Response:
 
 def _page(model_id: str) -> str:
     found = document()
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>libremoe</title><style>{_STYLE}</style>",
+    parts = ["<!doctype html><html lang=en><meta charset=utf-8>",
+             f"<meta name=viewport content='width=device-width'><title>libremoe</title><style>{_STYLE}</style>",
              f"<h1>libremoe</h1><p>Serves <code>{html.escape(model_id)}</code>. The same in ",
              '<a href="/openapi.json">OpenAPI</a>.</p>']
     for path, methods in found["paths"].items():

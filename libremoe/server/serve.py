@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import gc
 import ipaddress
+import os
 import resource
 import select
 import signal
@@ -45,6 +47,10 @@ KEEP_ALIVE_S = 20
 def run(args: argparse.Namespace) -> int:
     """The command. args: path, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes,
     queue_timeout, drain_timeout, chat_template, allow_host, allow_origin, keys_file. Returns 0 after a clean end."""
+    for flag, value in (("--queue-timeout", args.queue_timeout), ("--drain-timeout", args.drain_timeout),
+                        ("--max-waiting", args.max_waiting)):
+        if not value >= 0:
+            raise LibremoeError(f"{flag} is {value:g}; it must be 0 or more")
     access = access_for(args.host, args.keys_file or keys_path())
     listener = _listen(args.host, args.port)  # before the weights are read: a port in use is known at once
     with listener:
@@ -79,7 +85,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        raise LibremoeError(f"cannot listen on {host} port {port}: {error}") from error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        again = "; choose another with --port" if isinstance(error, OSError) and error.errno == errno.EADDRINUSE else ""
+        raise LibremoeError(f"cannot listen on {host} port {port}: {reason}{again}") from error
 
 
 def make_service(lm: LanguageModel, args: argparse.Namespace, access: Access) -> Service:
