@@ -384,3 +384,14 @@ def test_a_tokenizer_that_cannot_be_read_is_named_before_the_work(tmp_path: Path
 def test_an_error_before_anything_is_done_promises_nothing(tmp_path: Path) -> None:
     with pytest.raises(LibremoeError, match="File name too long$"):
         quiet(GOLDEN / "tiny-grok1", tmp_path / ("x" * 300), "int8")
+
+
+def test_a_chat_template_comes_along(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden" / "tiny-grok1"
+    shutil.copytree(golden / "ckpt-0", tmp_path / "src")
+    shutil.copy(golden / "config.json", tmp_path / "src")
+    (tmp_path / "src" / "chat_template.jinja").write_text("{{ messages }}")
+    quiet(tmp_path / "src", tmp_path / "dst", "int8")
+    assert (tmp_path / "dst" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert not (tmp_path / "dst" / "tokenizer_config.json").exists()
+    assert verify(tmp_path / "dst")["ok"]
