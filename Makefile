@@ -33,7 +33,7 @@ test-native: build/asan/test_kernels
 
 build/asan/test_kernels: $(VENV)/installed
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake -G Ninja -S . -B build/asan -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_BUILD_TYPE=None \
-	  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+	  -DCMAKE_CXX_FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(VENV)/bin/cmake --build build/asan --target test_kernels
 
 # The pool under the thread sanitizer.
