@@ -5,10 +5,12 @@
 #if defined(LIBREMOE_AVX512)
 constexpr int kTileRows = 4, kMostTokens = 6;  // 24 of 32 registers hold sums
 #elif defined(LIBREMOE_AVX2)
-constexpr int kTileRows = 2, kMostTokens = 2;  // pairs of registers: 8 of 16
+constexpr int kTileRows = 2, kMostTokens = 4;  // pairs of registers: 8 of 16
 #else
 constexpr int kTileRows = 1, kMostTokens = 1;
 #endif
+// With AVX2 more than two tokens take one tile row at a time: as many sums, and half the codes to unpack.
+template <int kTokens> constexpr int kRowsWith = kMostTokens == 4 && kTokens > 2 ? 1 : kTileRows;
 
 // What a micro kernel walks over. tile and scale point at block 0 / group 0 of up to four tile rows.
 struct Walk {
@@ -35,14 +37,49 @@ LIBREMOE_INLINE F16 load_scale(const void* scales, int64_t at, bool is_f32) {
 
 LIBREMOE_INLINE int32_t four_codes(const int8_t* q) { int32_t a; __builtin_memcpy(&a, q, 4); return a; }
 
+// sum += codes of rows kFirst..kFirst + kCount of kRows tiles, times kTokens tokens' inputs at q, `stride` apart.
+template <class Format, int kRows, int kTokens, int kFirst, int kCount>
+LIBREMOE_INLINE void dot_rows(const uint8_t* const tile[], const int8_t* q, int64_t stride, I16 sum[kTokens][kRows]) {
+#if defined(LIBREMOE_PAIRS)
+  if constexpr (!Format::kWide && kCount > 8) {
+    dot_rows<Format, kRows, kTokens, kFirst, 8>(tile, q, stride, sum);
+    return dot_rows<Format, kRows, kTokens, kFirst + 8, kCount - 8>(tile, q, stride, sum);
+  } else if constexpr (!Format::kWide) {
+    Pairs pairs[kTokens][kRows];
+    unroll<kCount>([&](auto row_constant) __attribute__((always_inline)) {
+      constexpr int row = decltype(row_constant)::value;
+      for (int r = 0; r < kRows; r++) {
+        const B64 codes = Format::template row<kFirst + row>(tile[r]);
+        for (int t = 0; t < kTokens; t++) {
+          const Pairs two = products(codes, four_codes(q + t * stride + (kFirst + row) * 4));
+          pairs[t][r] = row ? add(pairs[t][r], two) : two;
+        }
+      }
+    });
+    for (int t = 0; t < kTokens; t++)
+      for (int r = 0; r < kRows; r++) sum[t][r] = add(sum[t][r], pairs[t][r]);
+    return;
+  }
+#endif
+  unroll<kCount>([&](auto row_constant) __attribute__((always_inline)) {
+    constexpr int row = kFirst + decltype(row_constant)::value;
+    B64 codes[kRows];
+    for (int r = 0; r < kRows; r++) codes[r] = Format::template row<row>(tile[r]);
+    for (int t = 0; t < kTokens; t++) {
+      const int32_t a = four_codes(q + t * stride + row * 4);
+      for (int r = 0; r < kRows; r++) sum[t][r] = dot<Format::kWide>(sum[t][r], codes[r], a);
+    }
+  });
+}
+
 // kRows tile rows x kTokens tokens over blocks first..last. kPartRows: 16 rows of codes share a sum, or 8 (groups of 32).
-template <class Format, int kRows, int kTokens, int kPartRows>
+template <class Format, int kRows, int kTokens, int kPartRows, bool spans>
 static void micro(const Walk& w) {
   F16 out[kTokens][kRows];
   for (int t = 0; t < kTokens; t++)
     for (int r = 0; r < kRows; r++) out[t][r] = load(w.out + t * w.stride + r * 16);
   constexpr int kParts = 16 / kPartRows;
-  const bool spans = w.group_parts > 1;
+  const int32_t zero = (Format::kWide ? kWideZero : 0) - w.offset;
   int64_t group = w.first * kParts / w.group_parts, left = (group + 1) * w.group_parts - w.first * kParts;
   for (int64_t b = w.first; b < w.last; b++) {
     const uint8_t* tile[kRows];
@@ -54,19 +91,11 @@ static void micro(const Walk& w) {
       I16 sum[kTokens][kRows];
       for (int t = 0; t < kTokens; t++) {
         const int32_t* s = w.sum + (t * w.blocks + b) * 2;
-        const I16 start = set1_i(-w.offset * (kParts == 1 ? s[0] + s[1] : s[part]));
+        const I16 start = set1_i(zero * (kParts == 1 ? s[0] + s[1] : s[part]));
         for (int r = 0; r < kRows; r++) sum[t][r] = start;
       }
-      unroll<kPartRows>([&](auto row_constant) __attribute__((always_inline)) {
-        constexpr int row = part * kPartRows + decltype(row_constant)::value;
-        B64 codes[kRows];
-        for (int r = 0; r < kRows; r++) codes[r] = Format::template row<row>(tile[r]);
-        for (int t = 0; t < kTokens; t++) {
-          const int32_t a = four_codes(w.q + (t * w.blocks + b) * 64 + row * 4);
-          for (int r = 0; r < kRows; r++) sum[t][r] = dot<Format::kWide>(sum[t][r], codes[r], a);
-        }
-      });
-      const bool ends = --left == 0 || index + 1 == w.n_parts;
+      dot_rows<Format, kRows, kTokens, part * kPartRows, kPartRows>(tile, w.q + b * 64, w.blocks * 64, sum);
+      const bool ends = !spans || --left == 0 || index + 1 == w.n_parts;
       for (int r = 0; r < kRows; r++) {
         const F16 scale = load_scale(w.scale[r], group * w.scale_step, w.scale_is_f32);
         for (int t = 0; t < kTokens; t++) {
@@ -79,7 +108,7 @@ static void micro(const Walk& w) {
           if (ends) out[t][r] = fma(g, scale, out[t][r]);
         }
       }
-      if (left == 0) group++, left = w.group_parts;
+      if (!spans || left == 0) group++, left = w.group_parts;
     });
   }
   for (int t = 0; t < kTokens; t++)
@@ -89,12 +118,13 @@ static void micro(const Walk& w) {
 template <class Format, int kPartRows, int kTokens>
 LIBREMOE_INLINE void step_tokens(Walk& w, int64_t& left) {
   if constexpr (kTokens <= kMostTokens) {
+    constexpr int kRows = kRowsWith<kTokens>;
     for (; left >= kTokens; left -= kTokens) {
-      for (int r = 0; r < 4; r += kTileRows) {
+      for (int r = 0; r < 4; r += kRows) {
         Walk rows = w;
-        for (int i = 0; i < kTileRows; i++) rows.tile[i] = w.tile[r + i], rows.scale[i] = w.scale[r + i];
+        for (int i = 0; i < kRows; i++) rows.tile[i] = w.tile[r + i], rows.scale[i] = w.scale[r + i];
         rows.out += 16 * r, rows.group += 16 * r;
-        micro<Format, kTileRows, kTokens, kPartRows>(rows);
+        w.group_parts > 1 ? micro<Format, kRows, kTokens, kPartRows, true>(rows) : micro<Format, kRows, kTokens, kPartRows, false>(rows);
       }
       w.q += kTokens * w.blocks * 64, w.x_scale += kTokens * w.blocks, w.sum += kTokens * w.blocks * 2;
       w.out += kTokens * w.stride, w.group += kTokens * w.stride;
@@ -231,7 +261,7 @@ static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int6
     int32_t offsets[kFewTokens];
     for (int64_t t = 0; t < n; t++) {
       const int32_t* s = x.sum + ((slot0 + t) * x.blocks + in0 / 64) * 2;
-      offsets[t] = -128 * (part_inputs == 64 ? s[0] + s[1] : s[in0 / 32 % 2]);
+      offsets[t] = (kWideZero - 128) * (part_inputs == 64 ? s[0] + s[1] : s[in0 / 32 % 2]);
     }
     for (int64_t o = 0; o < last; o += 64) {
       int8_t copy[4 * kRun * 64];

@@ -41,7 +41,8 @@ LIBREMOE_INLINE B64 field(B64 a) {
   if constexpr (kShift < 0) a.v = _mm512_slli_epi16(a.v, -kShift);
   return {_mm512_and_si512(a.v, _mm512_set1_epi8(char(kMask)))};
 }
-template <bool kWide>  // acc + sum of 4 unsigned codes * 4 signed bytes of `a`; kWide: codes may exceed 127
+constexpr int32_t kWideZero = 0;
+template <bool kWide>  // acc + sum of 4 unsigned codes * 4 signed bytes of `a`; kWide: of code - kWideZero, and codes may exceed 127
 LIBREMOE_INLINE I16 dot(I16 acc, B64 codes, int32_t a) { return {_mm512_dpbusd_epi32(acc.v, codes.v, _mm512_set1_epi32(a))}; }
 // Four inputs' rows of 64 outputs -> codes (+128) in four registers; register j holds outputs 16 * (lane / 4) + 4 * j + lane % 4.
 LIBREMOE_INLINE void interleave(const int8_t* rows, int64_t stride, B64 out[4]) {
@@ -126,21 +127,33 @@ LIBREMOE_INLINE B64 field(B64 x) {
   const __m256i mask = _mm256_set1_epi8(char(kMask));
   return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
 }
+#if defined(LIBREMOE_AVXVNNI)
+constexpr int32_t kWideZero = 0;
+template <bool>
+LIBREMOE_INLINE __m256i dot_8(__m256i acc, __m256i codes, __m256i a) { return _mm256_dpbusd_avx_epi32(acc, codes, a); }
+#else
+constexpr int32_t kWideZero = 128;
+#define LIBREMOE_PAIRS
+LIBREMOE_INLINE __m256i widen_pairs(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 template <bool kWide>
 LIBREMOE_INLINE __m256i dot_8(__m256i acc, __m256i codes, __m256i a) {
-#if defined(LIBREMOE_AVXVNNI)
-  return _mm256_dpbusd_avx_epi32(acc, codes, a);
-#else
-  // vpmaddubsw saturates at 16 bits: codes above 127 go in two parts, whose pair sums stay within 2 * 128 * 127.
-  const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (kWide) {
-    __m256i high = _mm256_and_si256(codes, _mm256_set1_epi8(char(0x80)));
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(high, a), ones));
-    codes = _mm256_and_si256(codes, _mm256_set1_epi8(0x7F));
+  if constexpr (kWide) {  // vpmaddubsw saturates at 16 bits: |code - 128| times +-a stays within 2 * 128 * 127
+    const __m256i value = _mm256_xor_si256(codes, _mm256_set1_epi8(char(0x80)));
+    codes = _mm256_abs_epi8(value), a = _mm256_sign_epi8(a, value);
   }
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, a), ones));
-#endif
+  return _mm256_add_epi32(acc, widen_pairs(_mm256_maddubs_epi16(codes, a)));
 }
+// Sums of two products in 16 bits. Codes of at most 15: eight of them still fit, and only then are they widened.
+struct Pairs { __m256i a, b; };
+LIBREMOE_INLINE Pairs products(B64 codes, int32_t a) {
+  const __m256i four = _mm256_set1_epi32(a);
+  return {_mm256_maddubs_epi16(codes.a, four), _mm256_maddubs_epi16(codes.b, four)};
+}
+LIBREMOE_INLINE Pairs add(Pairs x, Pairs y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
+LIBREMOE_INLINE I16 add(I16 x, Pairs y) {
+  return {_mm256_add_epi32(x.a, widen_pairs(y.a)), _mm256_add_epi32(x.b, widen_pairs(y.b))};
+}
+#endif
 template <bool kWide>
 LIBREMOE_INLINE I16 dot(I16 acc, B64 codes, int32_t a) {
   const __m256i four = _mm256_set1_epi32(a);
@@ -191,6 +204,7 @@ LIBREMOE_INLINE B64 field(B64 a) {
   for (int i = 0; i < 64; i++) a.v[i] = uint8_t((kShift >= 0 ? a.v[i] >> (kShift & 7) : a.v[i] << (-kShift & 7)) & kMask);
   return a;
 }
+constexpr int32_t kWideZero = 0;
 template <bool kWide>  // a call, so that the sixteen rows of a block stay small
 static __attribute__((noinline)) I16 dot(I16 acc, const B64& codes, int32_t a) {
 #if defined(LIBREMOE_NEON)
