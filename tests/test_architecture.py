@@ -21,9 +21,9 @@ LAYERS = [
     {"ops", "weights"},
     {"experts", "batch"},
     {"quant", "config"},
-    {"errors", "progress", "memory", "_kernels"},
+    {"errors", "progress", "memory", "eviction", "_kernels"},
 ]
-WITHOUT_TORCH = ["cli", "config", "errors", "chat.message", "server.schema", "server.keys"]
+WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys"]
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence
