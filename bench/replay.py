@@ -220,8 +220,9 @@ def record(path: str, text: bytes, n_tokens: int, prompt_tokens: int, out: Path)
         write_header(file, config.n_layers, config.n_experts, config.n_experts_per_tok)
         record_steps(lm.model, file)
         done = 0
+        n_new = min(64, config.context_len - prompt_tokens)
         for start in range(0, max(1, len(ids) - prompt_tokens), prompt_tokens):
-            for piece in lm.pieces(ids[start : start + prompt_tokens], temperature=0.7, seed=start, max_tokens=64):
+            for piece in lm.pieces(ids[start : start + prompt_tokens], temperature=0.7, seed=start, max_tokens=n_new):
                 done += len(piece.tokens)
             print(f"\r{done} of {n_tokens} tokens", end="", file=sys.stderr, flush=True)
             if done >= n_tokens:
