@@ -110,7 +110,7 @@ def moe_rows(tokens: list[int], repeats: int) -> list[tuple[str, float, float, f
             x, gates = torch.randn(n, DIM), torch.rand(n, 2)
             ids = torch.tensor([[0, 1]]).repeat(n, 1)
             seconds = median_seconds(
-                lambda x=x, i=ids, g=gates, e=experts: cpu.moe(x, i, g, lambda j: e[j], "gelu"), repeats
+                lambda x=x, i=ids, g=gates, e=experts: cpu.moe(x, i, g, [dict(enumerate(e))], "gelu"), repeats
             )
             rows.append(
                 (

@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "dispatch.h"
+#include "crc32.h"
 #include "matmul.h"
 
 namespace nb = nanobind;
@@ -300,6 +301,18 @@ void py_route(Array logits, bool renormalise, OutArray ids, OutArray gates) {
                     static_cast<int64_t*>(ids.data()) + i * n_active, floats(gates) + i * n_active);
 }
 
+// CRC-32 of each `block` bytes, the last one perhaps of fewer.
+std::vector<uint32_t> block_crc32(Array data, int64_t block) {
+  check(data, "data", Type::kU8, {-1});
+  if (block < 1) refuse("block", "must be positive");
+  const int64_t n = int64_t(data.shape(0));
+  const uint8_t* bytes = static_cast<const uint8_t*>(data.data());
+  std::vector<uint32_t> found;
+  nb::gil_scoped_release release;
+  for (int64_t at = 0; at < n; at += block) found.push_back(crc32(0, bytes + at, size_t(n - at < block ? n - at : block)));
+  return found;
+}
+
 // Seconds and bytes of reading an array once with all threads, four streams each.
 double measure_read(Array data) {
   check(data, "data", Type::kU8, {-1});
@@ -348,6 +361,7 @@ NB_MODULE(_kernels, m) {
   m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"));
   m.def("rope", &py_rope, nb::arg("x"), nb::arg("positions"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"));
   m.def("route", &py_route, nb::arg("logits"), nb::arg("renormalise"), nb::arg("ids"), nb::arg("gates"));
+  m.def("block_crc32", &block_crc32, nb::arg("data"), nb::arg("block"));
   m.def("measure_read", &measure_read, nb::arg("data"));
   m.def("measure_peak", &measure_peak, nb::arg("iterations"));
   m.def("isa", [] { return std::string(kernels().name); });

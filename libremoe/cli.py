@@ -110,6 +110,8 @@ def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
     run.add_argument("path", type=Path, help=MODEL_HELP)
     run.add_argument("prompt", nargs="?", help="the text to continue; - or nothing reads standard input")
     run.add_argument("--ids", help="token ids instead of a prompt, as 5,17,23 (needs no tokenizer)")
+    run.add_argument("--trace", type=Path, metavar="FILE",
+                     help="with --memory: write which experts each step chose, for bench/replay.py")
     run.add_argument("--stats", action="store_true", help="print tokens/s and time to first token at the end")
     run.add_argument("--json", action="store_true", help="one JSON object a token, then one with the whole answer")
     _add_loading(run)
@@ -173,6 +175,8 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     group.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, or 'bytes'; default: beside the weights")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    group.add_argument("--memory", metavar="SIZE",
+                       help="what this program may occupy in all, such as 12G; experts beyond are streamed from disk")
     group.add_argument("--mmap", action="store_true",
                        help="map the files instead of reading them: starts at once and runs what memory cannot hold, "
                             "but a file cut short while in use ends the process")

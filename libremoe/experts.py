@@ -1,10 +1,12 @@
-"""Where the weights of feed-forwards live. Resident now: every expert is in memory, or mapped, from load to end.
+"""The weights of feed-forwards, and the plain way to keep them: all in memory, or mapped, from load to end.
 
-The network asks `experts.get(layer, e)`; a store that streams answers the same call.
+The network asks `experts.waves(layer, ids, x)` and computes with each wave while the next one arrives. Here the first
+wave is everything; streaming.py answers the same call with what a memory budget holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,5 +38,9 @@ class ResidentExperts:
     def __init__(self, experts: list[list[Expert]]):
         self._experts = experts
 
-    def get(self, layer: int, e: int) -> Expert:
-        return self._experts[layer][e]
+    def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
+        """Experts of `ids`, each in one wave. A wave's experts may be gone once the next one is asked for.
+
+        x_ND: what the layer's experts will work on; a store that streams guesses from it what comes next.
+        """
+        yield {e: self._experts[layer][e] for e in ids}

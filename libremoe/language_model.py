@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import threading
 import time
@@ -27,17 +26,13 @@ from libremoe.engine.engine import Engine, check_tokens
 from libremoe.engine.sequence import FinishReason, Logprob, Output
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
-from libremoe.experts import Expert, ResidentExperts, Weight
-from libremoe.memory import available_bytes
+from libremoe.loading import MAPPABLE, STREAMABLE, build, build_streamed, check_memory, plan_budget
+from libremoe.memory import parse_bytes
 from libremoe.model import Transformer
-from libremoe.ops import choose
-from libremoe.quant import FORMATS
 from libremoe.sampling import SamplingParams, StopChecker
+from libremoe.streaming import StreamedExperts, StreamStats
 from libremoe.tokenizer import Tokenizer, open_tokenizer
-from libremoe.weights import Reader, TensorEntry, check_names, open_checkpoint
-
-KEPT_FORMATS = {"f32", "bf16", "f16", *FORMATS}  # stay in memory as they are stored; others become float32
-MAPPABLE = ("grok-1 checkpoint", "libremoe")  # kinds of reader that can map their files
+from libremoe.weights import Reader, check_names, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,7 @@ class RunStats:
     tokens: int = 0  # generated
     first_token_s: float = 0.0  # from the call to the first token
     seconds: float = 0.0  # from the call to the last token
+    experts: StreamStats | None = None  # where experts are streamed: what this run did to them
 
     @property
     def tokens_per_s(self) -> float:
@@ -76,7 +72,8 @@ class RunStats:
         """One line for a person."""
         shared = f", {self.shared_tokens} of them cached" if self.shared_tokens else ""
         return (f"{self.prompt_tokens} prompt tokens{shared}; first token after {self.first_token_s:.2f} s; "
-                f"{self.tokens} tokens at {self.tokens_per_s:.2f} tokens/s")
+                f"{self.tokens} tokens at {self.tokens_per_s:.2f} tokens/s"
+                + (f"\n{self.experts.describe()}" if self.experts is not None else ""))
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,15 @@ def load(
     tokenizer: Tokenizer | Path | str | None = None,
     mmap: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    memory: int | str | None = None,
 ) -> LanguageModel:
     """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
 
     dtype: type of activations, torch.float32 or torch.bfloat16 ("float32", "bf16", "bfloat16"); weights keep the
     type in which they are stored. tokenizer: a tokenizer, its file, or "bytes"; by default the one that lies with
     the weights, or None where there is none. mmap: map the files instead of reading them (the official folder and
-    libremoe's own). progress(done, total): called as bytes are read.
+    libremoe's own). progress(done, total): called as bytes are read. memory: bytes, or "12G", that this process may
+    occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md).
 
     Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
     the tokenizer belongs to another model.
@@ -120,40 +119,21 @@ def load(
     activations = _dtype(dtype)
     reader = open_checkpoint(path)
     check_names(reader)
+    if mmap and memory is not None:
+        raise LibremoeError("mmap leaves memory to the system, memory keeps it within bounds: choose one of them")
     if mmap:
         reader = _mapped(reader)
-    else:
-        _check_memory(reader)
+    elif memory is None:
+        check_memory(reader)
     found = _tokenizer(reader, tokenizer)
-    return LanguageModel(build(reader, activations, progress), found)
-
-
-def build(reader: Reader, dtype: torch.dtype = torch.float32,
-          progress: Callable[[int, int], None] | None = None) -> Transformer:
-    """The network over everything that a reader has, each tensor read once. Raises CheckpointError."""
-    config = reader.config
-    total = sum(reader.entry(name).nbytes for name in reader.names())
-    done = 0
-
-    def advance(*names: str) -> None:
-        nonlocal done
-        done += sum(reader.entry(name).nbytes for name in names)
-        if progress is not None:
-            progress(done, total)
-
-    def read(name: str) -> Weight:
-        weight = reader.read(name)
-        advance(name)
-        return weight
-
-    def read_expert(layer: int, e: int) -> Expert:
-        expert = reader.read_expert(layer, e)
-        advance(*(f"layers.{layer}.experts.{e}.{part}.weight" for part in ("gate", "up", "down")))
-        return expert
-
-    n_experts = max(config.n_experts, 1)
-    experts = [[read_expert(layer, e) for e in range(n_experts)] for layer in range(config.n_layers)]
-    return Transformer(config, read, ResidentExperts(experts), choose(), dtype)
+    if memory is None:
+        return LanguageModel(build(reader, activations, progress), found)
+    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, activations)
+    if reader.kind in STREAMABLE:
+        reader.drop_pages = True  # type: ignore[attr-defined]
+    if budget.expert_bytes is None:
+        return LanguageModel(build(reader, activations, progress), found, kv_bytes=budget.kv_bytes)
+    return LanguageModel(build_streamed(reader, budget, activations, progress), found, kv_bytes=budget.kv_bytes)
 
 
 class LanguageModel:
@@ -162,8 +142,12 @@ class LanguageModel:
     Several streams may be open at once; they take turns. stats: of the run that was begun last.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None):
-        """Raises LibremoeError where the tokenizer has ids that the model does not know."""
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, kv_bytes: int | None = None):
+        """kv_bytes: what keys and values may take; by default the engine looks at what is free.
+
+        Raises LibremoeError where the tokenizer has ids that the model does not know.
+        """
+        self.kv_bytes = kv_bytes
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise LibremoeError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {self.config.vocab_size}: "
@@ -174,10 +158,17 @@ class LanguageModel:
         self._unread: dict[int, deque[Output]] = {}  # by sequence: what another stream's step brought
         self._lock = threading.Lock()
 
+    @property
+    def streamed(self) -> StreamedExperts | None:
+        """The store of a model whose experts are streamed; None where all are in memory."""
+        block: Any = self.model.blocks[0]
+        store = block.moe.experts
+        return store if isinstance(store, StreamedExperts) else None
+
     @cached_property
     def engine(self) -> Engine:
         """Made when first used, so that whoever brings an engine of their own has no second cache."""
-        return Engine(self.model, eos_ids=self.eos_ids, max_running=1)
+        return Engine(self.model, eos_ids=self.eos_ids, max_running=1, kv_bytes=self.kv_bytes)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
                **fields: Any) -> Iterator[str]:
@@ -263,6 +254,7 @@ class LanguageModel:
         """Outputs of one sequence, which is cancelled where the iterator is closed early."""
         began = time.perf_counter()
         stats = self.stats = RunStats(prompt_tokens=len(ids))
+        streamed = self.streamed.stats() if self.streamed is not None else None
         seq = self.engine.add(ids, params)
         unread = self._unread[seq.id] = deque()
         try:
@@ -277,6 +269,8 @@ class LanguageModel:
                     stats.tokens += 1
                     stats.first_token_s = stats.first_token_s or stats.seconds
                 stats.shared_tokens = seq.num_shared
+                if streamed is not None and self.streamed is not None:
+                    stats.experts = self.streamed.stats().minus(streamed)
                 yield output
                 if output.finish_reason is not None:
                     return
@@ -331,21 +325,6 @@ def _mapped(reader: Reader) -> Reader:
         raise LibremoeError(f"{reader.path}: files of the kind {reader.kind!r} cannot be mapped: load it without mmap, "
                             f"or `libremoe convert` it first")
     return type(reader)(reader.path, mmap=True)  # type: ignore[call-arg]
-
-
-def resident_bytes(entry: TensorEntry) -> int:
-    """What a tensor takes in memory once read."""
-    return entry.nbytes if entry.format in KEPT_FORMATS else 4 * math.prod(entry.shape)
-
-
-def _check_memory(reader: Reader) -> None:
-    needed = sum(resident_bytes(reader.entry(name)) for name in reader.names())
-    available = available_bytes()
-    if needed <= available:
-        return
-    fix = "load it with mmap=True (--mmap), which is slow, or " if reader.kind in MAPPABLE else ""
-    raise LibremoeError(f"{reader.path}: the weights need {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB "
-                        f"are free: {fix}make it smaller with `libremoe convert --format int4`")
 
 
 def _tokenizer(reader: Reader, given: Tokenizer | Path | str | None) -> Tokenizer | None:

@@ -10,7 +10,7 @@ E experts, A active experts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -27,7 +27,7 @@ Read = Callable[[str], Weight]  # a name of weights/__init__.py -> its weight
 class Experts(Protocol):
     """Where feed-forward weights come from: resident or streamed."""
 
-    def get(self, layer: int, e: int) -> Expert: ...
+    def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterable[Mapping[int, Expert]]: ...
 
 
 class RMSNorm(nn.Module):
@@ -97,9 +97,11 @@ class MoE(nn.Module):
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         if self.router is None:
-            return self.ops.feed_forward(x_ND, self.experts.get(self.layer, 0), self.config.activation).to(x_ND.dtype)
+            (wave,) = self.experts.waves(self.layer, [0], x_ND)
+            return self.ops.feed_forward(x_ND, wave[0], self.config.activation).to(x_ND.dtype)
         ids_NA, gates_NA, _ = self.router(x_ND)
-        return self.ops.moe(x_ND, ids_NA, gates_NA, lambda e: self.experts.get(self.layer, e), self.config.activation)
+        waves = self.experts.waves(self.layer, ids_NA.unique().tolist(), x_ND)
+        return self.ops.moe(x_ND, ids_NA, gates_NA, waves, self.config.activation)
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from libremoe.engine.sequence import Logprob
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel, load
 from libremoe.sampling import SamplingParams
+from libremoe.streaming import Trace
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     prompt = _prompt(args)
     lm = load_for(args)
+    if args.trace is not None:
+        _record(lm, args.trace)
     if args.json:
         return _print_json(lm, prompt, params)
     if isinstance(prompt, list) and lm.tokenizer is None:
@@ -38,15 +42,23 @@ def load_for(args: argparse.Namespace) -> LanguageModel:
     """The model that a command's loading flags ask for, with a progress bar on a terminal."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     if not sys.stderr.isatty():
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap)
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory)
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (*Progress.get_default_columns()[:2], TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading")
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap,
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
                     progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _record(lm: LanguageModel, file: Path) -> None:
+    if lm.streamed is None:
+        raise LibremoeError("--trace records what streamed experts are asked for: give --memory SIZE, less than the "
+                            "model needs")
+    config = lm.config
+    lm.streamed.trace = Trace(file, config.n_layers, max(config.n_experts, 1), max(config.n_experts_per_tok, 1))
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

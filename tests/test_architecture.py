@@ -16,10 +16,12 @@ LAYERS = [
     {"language_model"},
     {"engine"},
     {"convert", "verify", "inspect", "tiny"},
+    {"loading"},
     {"model", "sampling", "constrain"},
     {"tokenizer"},
     {"ops", "weights"},
-    {"experts", "batch"},
+    {"streaming"},
+    {"experts", "batch", "direct_read", "eviction"},
     {"quant", "config"},
     {"errors", "progress", "memory", "eviction", "_kernels"},
 ]

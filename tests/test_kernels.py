@@ -220,27 +220,23 @@ MOE_AGAINST_FLOAT64 = 3e-3
 def test_moe(format: str, group: int, columns: bool, activation: str) -> None:
     dim, hidden_dim = 96, 200
     experts = [expert(format, dim, hidden_dim, group, columns, e) for e in range(4)]
-    fetched: list[int] = []
-
-    def get(e: int) -> Expert:
-        fetched.append(e)
-        return experts[e]
-
+    whole = [dict(enumerate(experts[:3]))]
     x = torch.randn(21, dim)
     ids = torch.stack([torch.randperm(3)[:2] for _ in range(21)])
     gates = torch.rand(21, 2)
     outputs = []
     for isa in ISAS:
         kernels.use_isa(isa)
-        fetched.clear()
-        outputs.append(cpu.moe(x, ids, gates, get, activation))
-        assert sorted(fetched) == [0, 1, 2]  # each chosen expert once, the fourth never
+        outputs.append(cpu.moe(x, ids, gates, whole, activation))
+        for waves in ([{2: experts[2]}, {0: experts[0], 1: experts[1]}], [{e: experts[e]} for e in (1, 0, 2)]):
+            assert torch.equal(cpu.moe(x, ids, gates, waves, activation), outputs[-1])
         for n in (1, 2, 9):
-            assert torch.equal(cpu.moe(x[:n], ids[:n], gates[:n], get, activation), outputs[-1][:n])
+            chosen = [{e: experts[e] for e in ids[:n].unique().tolist()}]
+            assert torch.equal(cpu.moe(x[:n], ids[:n], gates[:n], chosen, activation), outputs[-1][:n])
     assert all(torch.equal(y, outputs[0]) for y in outputs)
     assert relative_error(outputs[0], exact_moe(x, ids, gates, experts, activation)) < MOE_AGAINST_FLOAT64
     assert (
-        relative_error(outputs[0], reference.moe(x, ids, gates, get, activation)) < INT8_ACTIVATIONS * 2
+        relative_error(outputs[0], reference.moe(x, ids, gates, whole, activation)) < INT8_ACTIVATIONS * 2
     )  # two roundings
     dense = cpu.feed_forward(x, experts[0], activation)
     assert relative_error(dense, reference.feed_forward(x, experts[0], activation)) < INT8_ACTIVATIONS * 2
@@ -249,7 +245,7 @@ def test_moe(format: str, group: int, columns: bool, activation: str) -> None:
 def test_moe_with_experts_of_different_layouts_and_formats() -> None:
     experts = [expert("int8", 64, 128, 64, True, 0), expert("int4", 64, 128, 32, False, 1)]
     x, ids, gates = torch.randn(3, 64), torch.tensor([[0, 1], [1, 0], [0, 1]]), torch.rand(3, 2)
-    y = cpu.moe(x, ids, gates, experts.__getitem__, "gelu")
+    y = cpu.moe(x, ids, gates, [dict(enumerate(experts))], "gelu")
     assert relative_error(y, exact_moe(x, ids, gates, experts, "gelu")) < MOE_AGAINST_FLOAT64
 
 
@@ -257,8 +253,8 @@ def test_moe_with_plain_experts_sums_like_the_reference() -> None:
     experts = [Expert(torch.randn(50, 30), torch.randn(50, 30), torch.randn(30, 50)) for _ in range(3)]
     x, gates = torch.randn(7, 30), torch.rand(7, 2)
     ids = torch.stack([torch.randperm(3)[:2] for _ in range(7)])
-    y = cpu.moe(x, ids, gates, experts.__getitem__, "silu")
-    assert relative_error(y, reference.moe(x, ids, gates, experts.__getitem__, "silu")) < FLOAT_SUMS
+    y = cpu.moe(x, ids, gates, [dict(enumerate(experts))], "silu")
+    assert relative_error(y, reference.moe(x, ids, gates, [dict(enumerate(experts))], "silu")) < FLOAT_SUMS
 
 
 def cached_case(

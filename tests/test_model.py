@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -197,9 +198,10 @@ def test_only_chosen_experts_are_fetched() -> None:
     source, asked = network("tiny-grok1"), []
 
     class Counting:
-        def get(self, layer: int, e: int) -> Expert:
-            asked.append((layer, e))
-            return source.blocks[layer].moe.experts.get(layer, e)
+        def waves(self, layer: int, ids: list[int], x_ND: torch.Tensor) -> Iterator[dict[int, Expert]]:
+            for e in ids:  # one at a time
+                asked.append((layer, e))
+                yield from source.blocks[layer].moe.experts.waves(layer, [e], x_ND)
 
     net = Transformer(source.config, reader("tiny-grok1").read, Counting(), reference)
     run(net, np.array([7]))

@@ -13,6 +13,7 @@ from tiny import assert_empty, finish, generate
 
 from libremoe.batch import BLOCK_SIZE
 from libremoe.engine.engine import Engine
+from libremoe.engine.scheduler import Pace
 from libremoe.engine.sequence import QueueFull, Sequence
 from libremoe.errors import LibremoeError
 from libremoe.sampling import SamplingParams
@@ -285,6 +286,44 @@ def test_decoding_goes_on_while_a_long_prompt_is_read_in_pieces():
         assert reader.num_cached == 31 * (expected - 1)
     finish(engine)
     assert reader.output_ids == model.continuation([6] * 300, 12)
+
+
+def test_a_pace_follows_the_speed_that_was_seen():
+    pace = Pace(step_tokens=512, step_s=0.25)
+    assert pace.prompt_tokens(0) == Pace.FIRST_TOKENS
+    pace.note(4, 1.0)  # decoding only: says nothing
+    assert pace.prompt_tokens(4) == Pace.FIRST_TOKENS
+    pace.note(128, 0.16)  # 800 tokens a second
+    assert pace.prompt_tokens(10) == 800 // 4 - 10
+    assert pace.prompt_tokens(0) == 512
+    pace.note(128, 128.0)
+    assert pace.prompt_tokens(0) == int(0.5 * (800 + 1) * 0.25 * Pace.LONGER_ALONE)
+    for _ in range(20):
+        pace.note(64, 64.0)
+    assert pace.prompt_tokens(1) == Pace.LEAST_TOKENS
+    assert pace.prompt_tokens(500) == 12
+
+
+def test_a_slow_machine_reads_prompts_in_pieces_that_its_readers_do_not_feel(monkeypatch):
+    """A clock on which a token takes 10 ms: no step that decodes may take the 3 s of a whole prompt."""
+    model, clock = tiny.CountingModel(), [0.0]
+    forward = model.__call__
+
+    def slow(tokens_N, batch, kv=None):
+        clock[0] += 0.01 * len(tokens_N)
+        return forward(tokens_N, batch, kv)
+
+    monkeypatch.setattr("libremoe.engine.engine.time.monotonic", lambda: clock[0])
+    engine = Engine(model, n_blocks=32, step_s=0.8)
+    engine.runner.model = slow
+    talker = engine.add([5], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
+    engine.step()
+    engine.add([6] * 300, GREEDY)
+    while engine.has_work() and talker.finish_reason is None:
+        began = clock[0]
+        engine.step()
+        assert clock[0] - began <= 0.01 * (1 + Pace.FIRST_TOKENS)
+    assert talker.output_ids == model.continuation([5], 60)
 
 
 def test_abort_ends_everything_and_the_engine_goes_on():

@@ -193,6 +193,7 @@ def test_responses(client: openai.OpenAI) -> None:
     options = {"model": MODEL, "temperature": 0.0, "max_output_tokens": 12}
     whole = client.responses.create(input="Hi", instructions="Be brief", **options)
     assert whole.status == "incomplete" and whole.incomplete_details.reason == "max_output_tokens"
+    assert [item.status for item in whole.output] == ["incomplete"]
     assert whole.usage.output_tokens == 12
     items = [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]
     assert client.responses.create(input=items, instructions="Be brief", **options).output_text == whole.output_text

@@ -15,7 +15,7 @@ import torch
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache
 from libremoe.engine.kv_cache import BlockAllocator, hash_blocks, num_blocks
 from libremoe.engine.runner import Model, Runner
-from libremoe.engine.scheduler import Scheduler
+from libremoe.engine.scheduler import Pace, Scheduler
 from libremoe.engine.sequence import Constraint, FinishReason, Output, QueueFull, Sequence
 from libremoe.errors import LibremoeError
 from libremoe.memory import available_bytes
@@ -60,13 +60,15 @@ class Engine:
         eos_ids: frozenset[int] | None = None,
         max_running: int = 16,
         step_tokens: int = 512,
+        step_s: float = 0.3,
         max_waiting: int = 256,
         max_waiting_tokens: int | None = None,
         share_prefixes: bool = True,
     ):
         """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of
         64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of the free memory.
-        eos_ids: ids that end a text; config.eos_id by default. step_tokens: most tokens computed in one step.
+        eos_ids: ids that end a text; config.eos_id by default. step_tokens: most tokens computed in one step; fewer
+        where that would take longer than step_s (seconds, while a sequence decodes; scheduler.Pace says how).
         max_waiting, max_waiting_tokens: bounds of the queue (tokens: prompts plus the most they may generate).
 
         Raises LibremoeError where the cache would not hold one block or step_tokens is less than max_running.
@@ -88,7 +90,9 @@ class Engine:
         self.max_waiting_tokens = max_waiting_tokens or QUEUE_CONTEXTS * config.context_len
         if eos_ids is None:
             eos_ids = frozenset() if config.eos_id is None else frozenset([config.eos_id])
-        self.scheduler = Scheduler(BlockAllocator(n_blocks, share_prefixes), eos_ids, max_running, step_tokens)
+        self.step_tokens = step_tokens
+        self.scheduler = Scheduler(BlockAllocator(n_blocks, share_prefixes), eos_ids, max_running,
+                                   Pace(step_tokens, step_s))
         self.runner = Runner(model, self.kv)
         self.max_tokens = min(config.context_len, n_blocks * BLOCK_SIZE)  # of one sequence, prompt included
         self._ids = itertools.count(1)
@@ -176,8 +180,8 @@ class Engine:
         kv = KVCache(self.config, num_blocks(len(tokens)), self.kv.layers[0].k.dtype)  # of its own, for this text
         blocks = [list(range(kv.n_blocks))]
         total_D = torch.zeros(self.config.dim)
-        for start in range(0, len(tokens), self.scheduler.step_tokens):  # in pieces, or scores grow as T * T
-            stop = min(start + self.scheduler.step_tokens, len(tokens))
+        for start in range(0, len(tokens), self.step_tokens):  # in pieces, or scores grow as T * T
+            stop = min(start + self.step_tokens, len(tokens))
             batch = Batch([0, stop - start], torch.arange(start, stop), [stop], blocks)
             total_D += self.model.hidden(torch.tensor(tokens[start:stop]), batch, kv).float().sum(0)
         return total_D / len(tokens)
@@ -221,6 +225,7 @@ class Engine:
 
     def _count(self, n_tokens: int, seconds: float) -> None:
         self._steps += 1
+        self.scheduler.pace.note(n_tokens, seconds)
         if n_tokens and seconds > 0:
             rate = n_tokens / seconds
             self._tokens_per_s = rate if not self._tokens_per_s else 0.9 * self._tokens_per_s + 0.1 * rate

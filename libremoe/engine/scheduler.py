@@ -41,10 +41,39 @@ class Result:
     error: str | None = None
 
 
+class Pace:
+    """How many tokens a step may take so that nobody waits long for it: readers for their next token, whoever has left
+    for being noticed. Learnt from steps that were mostly prompts; one that only decodes says nothing about them."""
+
+    FIRST_TOKENS = 128  # before anything is known
+    LEAST_TOKENS = 64  # below, each step would read all weights for little: slower for everybody
+    LONGER_ALONE = 3  # a step may be so much longer while nobody decodes
+
+    def __init__(self, step_tokens: int, step_s: float):
+        """step_tokens: at most; step_s: seconds that a step aims at while a sequence decodes."""
+        self.step_tokens, self.step_s = step_tokens, step_s
+        self._tokens_per_s = 0.0
+
+    def note(self, n_tokens: int, seconds: float) -> None:
+        """A step took so long."""
+        if n_tokens < min(self.LEAST_TOKENS, self.step_tokens) or seconds <= 0:
+            return
+        rate = n_tokens / seconds
+        self._tokens_per_s = rate if not self._tokens_per_s else 0.5 * (self._tokens_per_s + rate)
+
+    def prompt_tokens(self, n_decoding: int) -> int:
+        """How many tokens of prompts the next step may take beside those of n_decoding sequences."""
+        wanted = self.FIRST_TOKENS
+        if self._tokens_per_s:
+            seconds = self.step_s * (1 if n_decoding else self.LONGER_ALONE)
+            wanted = max(int(self._tokens_per_s * seconds) - n_decoding, self.LEAST_TOKENS)
+        return min(wanted, self.step_tokens - n_decoding)
+
+
 class Scheduler:
-    def __init__(self, blocks: BlockAllocator, eos_ids: frozenset[int], max_running: int, step_tokens: int):
+    def __init__(self, blocks: BlockAllocator, eos_ids: frozenset[int], max_running: int, pace: Pace):
         self.blocks, self.eos_ids = blocks, eos_ids
-        self.max_running, self.step_tokens = max_running, step_tokens
+        self.max_running, self.pace = max_running, pace
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order in which they were let in
         self.preemptions = 0
@@ -64,12 +93,12 @@ class Scheduler:
         return outputs
 
     def schedule(self) -> list[Work]:
-        """The work of one step, at most step_tokens tokens, oldest sequences first within each of the three parts."""
+        """The work of one step, as many tokens as the pace allows, oldest sequences first in each of three parts."""
         works: list[Work] = []
         for seq in list(self.running):  # decode
             if seq.status == "running" and seq.num_uncached == 1 and self._make_room(seq):
                 works.append(Work(seq, seq.num_cached, seq.num_tokens))
-        budget = self.step_tokens - len(works)
+        budget = self.pace.prompt_tokens(len(works))
         for seq in self.running:  # prompts that were begun
             if seq.num_uncached > 1 and budget > 0:
                 works.append(self._piece(seq, budget))

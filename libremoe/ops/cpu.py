@@ -9,7 +9,7 @@ and attention with tokens that must not be seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
@@ -161,41 +161,51 @@ def moe(
     x_ND: torch.Tensor,
     ids_NA: torch.Tensor,
     gates_NA: torch.Tensor,
-    get_expert: Callable[[int], Expert],
+    waves: Iterable[Mapping[int, Expert]],
     activation: str,
 ) -> torch.Tensor:
     """See reference.moe."""
     if not _is_plain(x_ND, gates_NA) or not ids_NA.numel():
-        return reference.moe(x_ND, ids_NA, gates_NA, get_expert, activation)
-    chosen = {e: get_expert(e) for e in sorted(set(ids_NA.flatten().tolist()))}
+        return reference.moe(x_ND, ids_NA, gates_NA, waves, activation)
     gates = gates_NA.to(x_ND.dtype).float().contiguous()
-    known = {e: _expert(expert) for e, expert in chosen.items()}
-    kinds = {_kind(expert) for expert in chosen.values()}
-    if any(k is None for k in known.values()) or len(kinds) > 1:
-        return _moe_by_expert(x_ND, ids_NA, gates, chosen, activation)
-    x = _float(x_ND)
-    out = torch.empty_like(x)
-    experts = [known.get(e) for e in range(max(known) + 1)]
-    _kernels.moe(x, ids_NA.contiguous(), gates, experts, activation == "gelu", out)
-    return out.to(x_ND.dtype)
-
-
-def _moe_by_expert(
-    x_ND: torch.Tensor,
-    ids_NA: torch.Tensor,
-    gates_NA: torch.Tensor,
-    chosen: dict[int, Expert],
-    activation: str,
-) -> torch.Tensor:
-    """reference.moe with this module's products, for weights that the fused kernel does not take."""
-    out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1])
-    for e, expert in chosen.items():
-        rows, places = (ids_NA == e).nonzero(as_tuple=True)
-        out_NAD[rows, places] = feed_forward(x_ND[rows], expert, activation)
+    n_chosen = len(ids_NA.unique())
+    out_NAD = torch.empty(0)  # made where there is more than one wave
+    for wave in waves:
+        if len(wave) == n_chosen and _are_of_one_kind(wave):
+            return _moe_fused(_float(x_ND), ids_NA.contiguous(), gates, wave, activation).to(x_ND.dtype)
+        if not len(out_NAD):
+            out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1])
+        _moe_in_part(x_ND, ids_NA, wave, activation, out_NAD)
     total = torch.zeros(x_ND.shape)
-    for a in range(ids_NA.shape[1]):
-        total += gates_NA[:, a, None] * out_NAD[:, a]
+    for a in range(ids_NA.shape[1] if len(out_NAD) else 0):  # as the fused kernel adds, bit for bit
+        total += gates[:, a, None] * out_NAD[:, a]
     return total.to(x_ND.dtype)
+
+
+def _are_of_one_kind(wave: Mapping[int, Expert]) -> bool:
+    """Whether the fused kernel takes them all."""
+    return len({_kind(e) for e in wave.values()}) == 1 and all(_expert(e) is not None for e in wave.values())
+
+
+def _moe_fused(x: torch.Tensor, ids: torch.Tensor, gates: torch.Tensor, wave: Mapping[int, Expert],
+               activation: str) -> torch.Tensor:
+    out = torch.empty_like(x)
+    experts = [_expert(wave[e]) if e in wave else None for e in range(max(wave) + 1)]
+    _kernels.moe(x, ids, gates, experts, activation == "gelu", out)
+    return out
+
+
+def _moe_in_part(x_ND: torch.Tensor, ids_NA: torch.Tensor, wave: Mapping[int, Expert], activation: str,
+                 out_NAD: torch.Tensor) -> None:
+    """out_NAD of the places whose expert is in the wave: what each expert makes of its tokens, without gates."""
+    if _are_of_one_kind(wave):
+        rows, places = torch.isin(ids_NA, torch.tensor(list(wave))).nonzero(as_tuple=True)
+        ids = ids_NA[rows, places, None].contiguous()
+        out_NAD[rows, places] = _moe_fused(_float(x_ND[rows]), ids, torch.ones(len(rows), 1), wave, activation)
+        return
+    for e, expert in wave.items():
+        rows, places = (ids_NA == e).nonzero(as_tuple=True)
+        out_NAD[rows, places] = feed_forward(x_ND[rows], expert, activation).float()
 
 
 def _is_plain(*tensors: torch.Tensor) -> bool:

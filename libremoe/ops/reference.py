@@ -8,7 +8,7 @@ in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -128,16 +128,18 @@ def feed_forward(x_ND: torch.Tensor, expert: Expert, activation: str) -> torch.T
     return linear(gate * linear(x_ND, expert.up).float(), expert.down)
 
 
-def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, get_expert: Callable[[int], Expert],
+def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, waves: Iterable[Mapping[int, Expert]],
         activation: str) -> torch.Tensor:
     """Sum over a token's chosen experts of gate * expert(x): (N, D) in the type of x.
 
-    Only chosen experts are fetched and computed, each once, on the tokens that chose it. Gates are rounded to the
-    type of x; the sum is float32, in the order of ids.
+    waves: the chosen experts by number, each in one wave; a wave is done with before the next is asked for. Each expert
+    is computed once, on the tokens that chose it. Gates are rounded to the type of x; the sum is float32, in the order
+    of ids, so it does not depend on the waves.
     """
     out_NAD = torch.zeros(*ids_NA.shape, x_ND.shape[1], dtype=torch.float32, device=x_ND.device)
-    for e in ids_NA.unique().tolist():
-        rows, places = (ids_NA == e).nonzero(as_tuple=True)
-        out_NAD[rows, places] = feed_forward(x_ND[rows], get_expert(e), activation)
+    for wave in waves:
+        for e, expert in wave.items():
+            rows, places = (ids_NA == e).nonzero(as_tuple=True)
+            out_NAD[rows, places] = feed_forward(x_ND[rows], expert, activation)
     gates = gates_NA.to(x_ND.dtype).float()
     return (gates[:, :, None] * out_NAD).sum(1).to(x_ND.dtype)

@@ -33,8 +33,8 @@ COUNTERS = {
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, stats: Callable[[], Stats], expert_stats: Callable[[], dict[str, int]] | None = None):
-        """expert_stats: hits, misses, bytes_read of streamed experts; None where all experts are resident."""
+    def __init__(self, stats: Callable[[], Stats], expert_stats: Callable[[], dict[str, float]] | None = None):
+        """expert_stats: StreamStats.counters of streamed experts; None where all experts are resident."""
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(stats, expert_stats))
         self.requests = Counter("libremoe_requests_total", "Answers by route and HTTP status", ["route", "status"],
@@ -59,7 +59,7 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, stats: Callable[[], Stats], expert_stats: Callable[[], dict[str, int]] | None):
+    def __init__(self, stats: Callable[[], Stats], expert_stats: Callable[[], dict[str, float]] | None):
         self.stats = stats
         self.expert_stats = expert_stats
 

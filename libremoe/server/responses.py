@@ -34,7 +34,7 @@ async def responses(request: Request) -> Response:
     (whole,) = await unless_gone(service, request, collect(turn, generation))
     items = []
     if whole.text or not whole.calls:
-        items.append(_message_item(f"msg_{turn.id}", whole.text))
+        items.append(_message_item(f"msg_{turn.id}", whole.text, _status(whole)))
     items += [_call_item(call, "completed") for call in whole.calls]
     return JSONResponse(_finished(service, body, turn, generation, whole, items))
 
@@ -117,7 +117,11 @@ def _text(content: Any, at: str) -> str:
     return content
 
 
-def _message_item(item_id: str, text: str, status: str = "completed") -> dict[str, Any]:
+def _status(whole: Whole) -> str:
+    return "incomplete" if whole.finish_reason == "length" else "completed"
+
+
+def _message_item(item_id: str, text: str, status: str) -> dict[str, Any]:
     return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": [_text_part(text)]}
 
 
@@ -150,9 +154,8 @@ def _object(
 
 def _finished(service: Service, body: ResponsesRequest, turn: Turn, generation: Generation, whole: Whole,
               items: list[dict[str, Any]]) -> dict[str, Any]:
-    cut = whole.finish_reason == "length"
-    found = _object(service, body, turn, "incomplete" if cut else "completed", items)
-    found["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+    found = _object(service, body, turn, _status(whole), items)
+    found["incomplete_details"] = {"reason": "max_output_tokens"} if found["status"] == "incomplete" else None
     found["completed_at"] = int(time.time())
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
     found["usage"] = {
@@ -189,7 +192,7 @@ class _Writer:
         return out + self.event("response.output_text.delta", item_id=self.open_id, **at, delta=text, logprobs=[])
 
     def on_call(self, call: ToolCall) -> bytes:
-        out = self.end_text()
+        out = self.end_text("completed")
         index, item = len(self.items), _call_item(call, "completed")
         begun = {**item, "arguments": "", "status": "in_progress"}
         out += self.event("response.output_item.added", output_index=index, item=begun)
@@ -198,13 +201,13 @@ class _Writer:
         out += self.event("response.function_call_arguments.done", **about, arguments=call.arguments, name=call.name)
         return out + self._done(item)
 
-    def end_text(self) -> bytes:
+    def end_text(self, status: str) -> bytes:
         if not self.open_id:
             return b""
         at = {"item_id": self.open_id, "output_index": len(self.items), "content_index": 0}
         out = self.event("response.output_text.done", **at, text=self.text, logprobs=[])
         out += self.event("response.content_part.done", **at, part=_text_part(self.text))
-        item = _message_item(self.open_id, self.text)
+        item = _message_item(self.open_id, self.text, status)
         self.open_id, self.text = "", ""
         return out + self._done(item)
 
@@ -225,6 +228,8 @@ async def _events(
             for part in parts.parts:
                 yield writer.on_text(part.text) if isinstance(part, Text) else writer.on_call(part)
             whole.finish_reason = parts.finish_reason or whole.finish_reason
-        yield (writer.end_text() or (b"" if writer.items else writer.on_text("") + writer.end_text()))
+        if not writer.items and not writer.open_id:
+            yield writer.on_text("")
+        yield writer.end_text(_status(whole))
         found = _finished(service, body, turn, generation, whole, writer.items)
         yield writer.event(f"response.{found['status']}", response=found)

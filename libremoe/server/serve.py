@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def make_service(lm: LanguageModel, args: argparse.Namespace, access: Access) ->
         raise LibremoeError("no tokenizer lies with this model: give one with --tokenizer FILE")
     template = _template(args)
     engine = Engine(lm.model, eos_ids=lm.eos_ids, max_running=args.max_running, max_waiting=args.max_waiting,
-                    kv_bytes=args.kv_bytes, step_tokens=max(512, args.max_running))
+                    kv_bytes=args.kv_bytes or lm.kv_bytes, step_tokens=max(512, args.max_running))
     threaded = ThreadedEngine(engine)
     loopback = is_loopback(args.host)
     hosts = (*LOOPBACK_HOSTS, args.host.lower(), *args.allow_host) if loopback or args.allow_host else None
@@ -110,9 +111,14 @@ def make_service(lm: LanguageModel, args: argparse.Namespace, access: Access) ->
         engine=threaded, tokenizer=tokenizer, model_id=args.name or Path(args.path).resolve().name,
         context_len=engine.max_tokens, vocab_size=config.vocab_size,
         eos_id=config.eos_id if config.eos_id is not None else tokenizer.eos_id, access=access,
-        metrics=Metrics(threaded.stats), bos_id=bos_id if config.add_bos else None,
+        metrics=Metrics(threaded.stats, _expert_stats(lm)), bos_id=bos_id if config.add_bos else None,
         chat_template=ModelTemplate(template, tokenizer) if template is not None else None, settings=settings,
     )
+
+
+def _expert_stats(lm: LanguageModel) -> Callable[[], dict[str, float]] | None:
+    streamed = lm.streamed
+    return None if streamed is None else lambda: streamed.stats().counters()
 
 
 def _template(args: argparse.Namespace) -> str | None:

@@ -8,14 +8,17 @@ error of one request; a mapped file would end the process, so mapping is for tho
 
 from __future__ import annotations
 
+import functools
 import mmap as mmap_module
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from libremoe.config import GROK_1, ModelConfig
+from libremoe.direct_read import Piece
 from libremoe.errors import CheckpointError
 from libremoe.experts import Expert, Weight
 from libremoe.quant import QuantTensor
@@ -23,6 +26,7 @@ from libremoe.weights import TensorEntry, find_tokenizer, folders_above
 from libremoe.weights.byte_window import open_regular
 from libremoe.weights.grok_layout import RELEASE_BYTES, Parameter, file_name, n_files, parameters, read_config
 from libremoe.weights.pickle_grammar import Shard, StoredArray, parse_shard
+from libremoe.weights.safetensors_header import read_into
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _MAX_FILES = 100_000  # what five digits can number
@@ -61,6 +65,7 @@ class GrokReader:
         self.licence = "Apache-2.0" if self.config == GROK_1 else None
         self.tokenizer = find_tokenizer(self.path)
         self._mmap = mmap
+        self.drop_pages = False  # for a memory budget: see _read_into
         self._mapped: dict[Path, mmap_module.mmap] = {}
         _check_file_names(self.path, self.config)
         self._places: dict[str, _Place] = {}
@@ -108,6 +113,38 @@ class GrokReader:
         prefix = f"layers.{layer}.experts.{e}"
         return Expert(*(self.read(f"{prefix}.{part}.weight") for part in ("gate", "up", "down")))
 
+    def expert_pieces(self, layer: int, e: int) -> list[Piece]:
+        """Where an expert's bytes lie: codes and scales of gate, up and down, each in its own shard. Shards carry no
+        checksums; one that changed since it was opened is refused."""
+        pieces = []
+        for shard, stored in self._expert_arrays(layer, e):
+            size = stored.nbytes // stored.shape[0]
+            check = functools.partial(_check_unchanged_file, shard)
+            pieces.append(Piece(shard.path, stored.offset + e * size, size, check))
+        return pieces
+
+    def expert_from(self, layer: int, e: int, pieces: Sequence[torch.Tensor]) -> Expert:
+        """The expert over the bytes of expert_pieces (uint8). Scales are copied: they may begin at an odd byte."""
+        values = []
+        for (_, stored), piece in zip(self._expert_arrays(layer, e), pieces, strict=True):
+            dtype = _DTYPES[stored.dtype]
+            data = piece if dtype == torch.int8 else piece.clone()
+            values.append(data.view(dtype).view(stored.shape[1:]))
+        weights = []
+        for codes, scales in zip(values[::2], values[1::2], strict=True):
+            n_in, n_out = codes.shape
+            weights.append(QuantTensor("int8", (n_out, n_in), n_in // scales.shape[0], codes, scales, layout="columns"))
+        return Expert(*weights)
+
+    def _expert_arrays(self, layer: int, e: int) -> list[tuple[Shard, StoredArray]]:
+        found = []
+        for part in ("gate", "up", "down"):
+            shard = self._place(f"layers.{layer}.experts.{e}.{part}.weight").shard
+            if shard.scales is None:
+                raise CheckpointError(shard.path, "holds experts without scales, which cannot be streamed")
+            found += [(shard, shard.weight), (shard, shard.scales)]
+        return found
+
     def _place(self, name: str) -> _Place:
         if name not in self._places:
             raise CheckpointError(self.path, f"there is no tensor {name}")
@@ -123,7 +160,7 @@ class GrokReader:
             count = torch.Size(shape).numel()
             return torch.frombuffer(self._map(shard), dtype=dtype, count=count, offset=offset).view(shape)
         values = torch.empty(shape, dtype=dtype)
-        _read_into(shard, offset, values.view(-1).view(torch.uint8).numpy().data)
+        _read_into(shard, offset, values.view(-1).view(torch.uint8).numpy().data, self.drop_pages)
         return values
 
     def _map(self, shard: Shard) -> mmap_module.mmap:
@@ -193,23 +230,19 @@ def _check_shard(shard: Shard, parameter: Parameter) -> None:
         raise CheckpointError(shard.path, f"scales {scales.shape} do not go with weights {parameter.shape}")
 
 
+def _check_unchanged_file(shard: Shard, _buffer: torch.Tensor, _at: int) -> None:
+    with open_regular(shard.path) as file:
+        _check_unchanged(shard, file.fileno())
+
+
 def _check_unchanged(shard: Shard, fd: int) -> None:
     status = os.fstat(fd)
     if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
         raise CheckpointError(shard.path, "changed since it was opened; load the model again")
 
 
-def _read_into(shard: Shard, offset: int, buffer: memoryview) -> None:
+def _read_into(shard: Shard, offset: int, buffer: memoryview, drop_pages: bool) -> None:
     """Fill buffer from offset on; a file that is shorter than it was is an error."""
     with open_regular(shard.path) as file:
         _check_unchanged(shard, file.fileno())
-        try:
-            file.seek(offset)
-            done = 0
-            while done < len(buffer):
-                n = file.readinto(buffer[done:])
-                if not n:
-                    raise CheckpointError(shard.path, f"ended at byte {offset + done:,} while it was read")
-                done += n
-        except OSError as e:
-            raise CheckpointError(shard.path, f"cannot be read: {e.strerror}") from None
+        read_into(file.fileno(), offset, buffer, shard.path, drop_pages)

@@ -14,6 +14,7 @@ import hashlib
 import math
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from libremoe.config import ModelConfig
+from libremoe.direct_read import Piece
 from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.experts import Expert, Weight
 from libremoe.quant import FORMATS
@@ -62,6 +64,7 @@ class NativeReader:
     def __init__(self, path: Path | str, mmap: bool = False, verify: bool = True):
         self.path = Path(path)
         self.verify = verify
+        self.drop_pages = False  # for a memory budget: see read_into
         self._mapped: dict[Path, torch.Tensor] | None = {} if mmap else None
         files = read_manifest(self.path)
         for name, (size, _) in files.items():
@@ -110,11 +113,20 @@ class NativeReader:
         names = [f"layers.{layer}.experts.{e}.{part}.weight" for part in PARTS]
         return Expert(*(view(self._layouts[n], self._places[n], buffer) for n in names))
 
+    def expert_pieces(self, layer: int, e: int) -> list[Piece]:
+        """Where an expert's bytes lie: one run, each block checked by its checksum."""
+        run = self._runs[f"layers.{layer}.experts.{e}"]
+        return [Piece(run.file, run.offset, run.length, run.check if self.verify else None)]
+
+    def expert_from(self, layer: int, e: int, pieces: Sequence[torch.Tensor]) -> Expert:
+        """The expert over the bytes of expert_pieces (uint8)."""
+        return self.expert_view(layer, e, pieces[0])
+
     def _bytes(self, run: Run, start: int, stop: int) -> torch.Tensor:
         if self._mapped is None:
             buffer = torch.empty(stop - start, dtype=torch.uint8)
             with opened(run.file) as fd:
-                read_into(fd, run.offset + start, buffer.numpy().data, run.file)
+                read_into(fd, run.offset + start, buffer.numpy().data, run.file, self.drop_pages)
         else:
             if run.file not in self._mapped:  # "c": private pages, as torch has no read-only tensors
                 self._mapped[run.file] = torch.from_numpy(np.memmap(run.file, np.uint8, mode="c"))

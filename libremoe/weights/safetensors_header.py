@@ -37,6 +37,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
 MAX_DIMS = 8
 MAX_READ = 1 << 30  # bytes a call: Linux reads at most 2 GiB - 4 KiB at once
+DROP_STEP = 16 << 20  # bytes that may be in the system's cache where they are to be dropped
 _MAX_DIGITS = 15  # 10^15 - 1 > 2^48: longer numbers are never converted
 _LIMIT = 1 << 48
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
@@ -141,16 +142,21 @@ def read_bytes(fd: int, start: int, length: int, path: Path) -> bytes:
     return bytes(buffer)
 
 
-def read_into(fd: int, start: int, buffer: memoryview, path: Path) -> None:
-    """Fill the buffer from the file at start. Raises CheckpointError on a short read or an I/O error."""
+def read_into(fd: int, start: int, buffer: memoryview, path: Path, drop_pages: bool = False) -> None:
+    """Fill the buffer from the file at start. Raises CheckpointError on a short read or an I/O error.
+
+    drop_pages: let the system's cache forget what was read, so that it is not in memory twice.
+    """
     done = 0
     while done < len(buffer):
         try:
-            n = os.preadv(fd, [buffer[done : done + MAX_READ]], start + done)
+            n = os.preadv(fd, [buffer[done : done + (DROP_STEP if drop_pages else MAX_READ)]], start + done)
         except OSError as error:
             raise CheckpointError(path, f"cannot be read at byte {start + done}: {error.strerror}") from None
         if n == 0:
             raise CheckpointError(path, f"ends at byte {start + done}, {len(buffer) - done} bytes too early")
+        if drop_pages:
+            os.posix_fadvise(fd, start + done, n, os.POSIX_FADV_DONTNEED)
         done += n
 
 
