@@ -1,0 +1,71 @@
+"""What a model is trained on: for each mix and stage, tokens of each part and how often the part may be seen.
+
+`cpu` is for a few million active parameters and about 20 million tokens: simple language and skills that so small a
+model can learn. `gpu` takes everything. A part is one of corpus.PARTS or gen/<generator>/<language>.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Share:
+    """At most so many tokens of a part, seen up to `repeat` times; 0 tokens: all there is."""
+
+    tokens: int = 0
+    repeat: int = 1
+
+
+def _generated(thousands: dict[str, tuple[int, int]], times: float = 1) -> dict[str, Share]:
+    """Thousands of tokens by generator, (English, French)."""
+    return {f"gen/{kind}/{lang}": Share(int(amount * 1000 * times)) for kind, amounts in thousands.items()
+            for lang, amount in zip(("en", "fr"), amounts, strict=True)}
+
+
+SKILLS_FIRST = {  # in pretraining: the shape of conversations, and much reading of excerpts, which is slow to learn
+    "story": (1400, 900), "story_chat": (200, 150), "calculator": (500, 400), "units": (100, 100), "dates": (100, 100),
+    "cite": (1100, 900), "memory": (200, 160), "forms": (180, 140), "who": (60, 60), "refuse": (50, 40),
+    "small_talk": (80, 80), "know": (80, 60),
+}
+SKILLS = {
+    "story_chat": (250, 200), "calculator": (550, 450), "units": (100, 100), "dates": (100, 100), "cite": (900, 800),
+    "memory": (250, 200), "forms": (200, 170), "who": (130, 130), "refuse": (60, 50), "small_talk": (110, 110),
+    "know": (100, 80),
+}
+MIXES: dict[str, dict[str, dict[str, Share]]] = {
+    "cpu": {
+        "pretrain": {
+            "storybooks_en": Share(repeat=2), "storybooks_fr": Share(repeat=3), "childrens_books": Share(2_000_000),
+            "self_dialogue": Share(1_400_000), "word_definitions": Share(700_000), "recipes": Share(80_000),
+            "open_english_wordnet": Share(300_000), "openstax_textbooks": Share(700_000),
+            "openstax_key_terms": Share(300_000), "tatoeba_en_fr": Share(1_000_000), "small_talk_and_jokes": Share(),
+            "world_factbook": Share(100_000), "chemical_elements": Share(), "grounded_answers": Share(200_000),
+            **_generated(SKILLS_FIRST),
+        },
+        "chat": {
+            "small_talk_and_jokes": Share(repeat=2), "word_definitions": Share(200_000),
+            "openstax_key_terms": Share(100_000), "grounded_answers": Share(250_000), "tatoeba_en_fr": Share(150_000),
+            **_generated(SKILLS),
+        },
+    },
+    "gpu": {
+        "pretrain": {
+            "standard_ebooks": Share(), "openstax_textbooks": Share(), "open_english_wordnet": Share(),
+            "world_factbook": Share(), "tldr_pages": Share(), "storybooks_en": Share(repeat=2), "recipes": Share(),
+            "storybooks_fr": Share(repeat=3), "chemical_elements": Share(), "schema_guided_dialogue": Share(5_000_000),
+            "self_dialogue": Share(), "topical_chat": Share(), "gsm8k_train": Share(), "word_definitions": Share(),
+            "openstax_key_terms": Share(), "multiple_choice": Share(), "openstax_review_answers": Share(),
+            "self_instruct_human": Share(), "mbpp_train": Share(), "small_talk_and_jokes": Share(),
+            "grounded_answers": Share(), "snips_requests": Share(), "clinc150_intents_train": Share(),
+            "tatoeba_en_fr": Share(), **_generated(SKILLS_FIRST, 4),
+        },
+        "chat": {
+            "small_talk_and_jokes": Share(repeat=2), "word_definitions": Share(400_000), "gsm8k_train": Share(),
+            "openstax_key_terms": Share(), "openstax_review_answers": Share(), "self_instruct_human": Share(repeat=2),
+            "mbpp_train": Share(), "grounded_answers": Share(), "schema_guided_dialogue": Share(2_500_000),
+            "snips_requests": Share(200_000), "multiple_choice": Share(), "tatoeba_en_fr": Share(500_000),
+            **_generated(SKILLS, 3),
+        },
+    },
+}
