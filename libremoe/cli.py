@@ -114,6 +114,12 @@ def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
                      help="with --memory: write which experts each step chose, for bench/replay.py")
     run.add_argument("--stats", action="store_true", help="print tokens/s and time to first token at the end")
     run.add_argument("--json", action="store_true", help="one JSON object a token, then one with the whole answer")
+    many = run.add_argument_group("many prompts")
+    many.add_argument("--throughput", action="store_true",
+                      help="answer all of --prompts into --output, many at once; the same command continues")
+    many.add_argument("--prompts", type=Path, metavar="FILE", help=".txt (a prompt a line) or .jsonl (prompt or ids)")
+    many.add_argument("--output", type=Path, metavar="FILE", help="the .jsonl file of answers, in the order of prompts")
+    many.add_argument("--batch", type=int, default=64, help="at most so many at once (default 64)")
     _add_loading(run)
     _add_sampling(run)
 

@@ -231,24 +231,15 @@ class LanguageModel:
         return self.model(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
 
     def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[Piece]:
-        decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder()
-        n_decodable = 0 if self.tokenizer is None else self.tokenizer.vocab_size
-        checker = StopChecker(params.stop)
+        decoder = self.piece_decoder(params)
         for output in self._outputs(ids, params):
-            text = ""
-            is_end = output.token in self.eos_ids and output.finish_reason == "stop"
-            if decoder is not None and output.token is not None and output.token < n_decodable and not is_end:
-                text = decoder.push(output.token)
-            if decoder is not None and output.finish_reason is not None:
-                text += decoder.finish()
-            shown, stopped = checker.push(text)
-            if output.finish_reason is not None and not stopped:
-                shown += checker.finish()
-            tokens = [] if output.token is None else [output.token]
-            logprobs = [] if output.logprob is None else [Logprob(tokens[0], output.logprob, output.top)]
-            yield Piece(shown, tokens, logprobs, "stop" if stopped else output.finish_reason)
-            if stopped:
+            yield decoder.push(output)
+            if decoder.stopped:
                 return  # leaving the loop cancels the sequence
+
+    def piece_decoder(self, params: SamplingParams) -> PieceDecoder:
+        """What makes pieces of one sequence's outputs, for whoever steps an engine of their own."""
+        return PieceDecoder(self.tokenizer, self.eos_ids, params.stop)
 
     def _outputs(self, ids: list[int], params: SamplingParams) -> Iterator[Output]:
         """Outputs of one sequence, which is cancelled where the iterator is closed early."""
@@ -288,6 +279,36 @@ class LanguageModel:
         with self._lock:
             for output in self.engine.step():
                 self._unread[output.seq_id].append(output)
+
+
+class PieceDecoder:
+    """Outputs of one sequence, in order, become pieces of text that are certain. Without a tokenizer text is empty."""
+
+    def __init__(self, tokenizer: Tokenizer | None, eos_ids: frozenset[int], stop: tuple[str, ...]):
+        self._decoder = None if tokenizer is None else tokenizer.stream_decoder()
+        self._n_decodable = 0 if tokenizer is None else tokenizer.vocab_size
+        self._eos_ids = eos_ids
+        self._checker = StopChecker(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found: the engine does not know of it, and must be told to end the sequence."""
+        return self._checker.stopped
+
+    def push(self, output: Output) -> Piece:
+        text = ""
+        is_end = output.token in self._eos_ids and output.finish_reason == "stop"
+        if self._decoder is not None:
+            if output.token is not None and output.token < self._n_decodable and not is_end:
+                text = self._decoder.push(output.token)
+            if output.finish_reason is not None:
+                text += self._decoder.finish()
+        shown, stopped = self._checker.push(text)
+        if output.finish_reason is not None and not stopped:
+            shown += self._checker.finish()
+        tokens = [] if output.token is None else [output.token]
+        logprobs = [] if output.logprob is None else [Logprob(tokens[0], output.logprob, output.top)]
+        return Piece(shown, tokens, logprobs, "stop" if stopped else output.finish_reason)
 
 
 def _token_ids(ids: Iterable[SupportsIndex]) -> list[int]:

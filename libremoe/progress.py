@@ -1,4 +1,4 @@
-"""A progress bar of bytes with rate and time left: rich on a terminal, a plain line now and then elsewhere.
+"""A progress bar of bytes or tokens with rate and time left: rich on a terminal, a plain line now and then elsewhere.
 
 It writes to standard error, so that standard output stays for results.
 """
@@ -16,11 +16,12 @@ PLAIN_LINE_EVERY_S = 10.0
 class Progress:
     """Use as `with Progress("converting", total_bytes) as bar: bar.advance(n)`; done stays readable.
 
-    shown: False for no output at all, as with --json.
+    shown: False for no output at all, as with --json. unit: what is counted, where it is not bytes.
     """
 
-    def __init__(self, title: str, total: int, shown: bool = True):
+    def __init__(self, title: str, total: int, shown: bool = True, unit: str = "bytes"):
         self.title = title
+        self.unit = unit
         self.total = total
         self.done = 0
         self.seconds = 0.0
@@ -34,21 +35,23 @@ class Progress:
             from rich.progress import (
                 BarColumn,
                 DownloadColumn,
+                MofNCompleteColumn,
                 TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
             )
             from rich.progress import Progress as RichProgress
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                       TimeRemainingColumn())
+            counted = (DownloadColumn(), TransferSpeedColumn()) if self.unit == "bytes" else (
+                MofNCompleteColumn(), TextColumn(self.unit))
+            columns = (TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done)
             self._bar.start()
         return self
 
     def advance(self, n: int) -> None:
-        """n more bytes are done. To be called from one thread."""
+        """n more are done. To be called from one thread."""
         self.done += n
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
@@ -57,9 +60,10 @@ class Progress:
         if self._shown and now - self._last_line >= PLAIN_LINE_EVERY_S:
             self._last_line = now
             rate = self.done / (now - self._started)
-            left = (self.total - self.done) / max(rate, 1.0)
-            print(f"{self.title}: {100 * self.done / max(self.total, 1):.0f} %, {rate / 1e6:.0f} MB/s, "
-                  f"{left:.0f} s left", file=sys.stderr, flush=True)
+            left = (self.total - self.done) / max(rate, 1e-3)
+            shown = f"{rate / 1e6:.0f} MB/s" if self.unit == "bytes" else f"{rate:.1f} {self.unit}/s"
+            print(f"{self.title}: {100 * self.done / max(self.total, 1):.0f} %, {shown}, {left:.0f} s left",
+                  file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from libremoe import throughput
 from libremoe.engine.sequence import Logprob
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel, load
@@ -20,6 +21,10 @@ from libremoe.streaming import Trace
 def run(args: argparse.Namespace) -> int:
     """Stream args.prompt's completion to stdout; with args.json one object a piece, then the whole. Returns 0."""
     params = sampling_params(args)
+    if args.throughput:
+        return throughput.run(args, lambda: load_for(args), params)
+    if args.prompts is not None or args.output is not None:
+        raise LibremoeError("--prompts and --output belong to --throughput: add it, or give one prompt")
     prompt = _prompt(args)
     lm = load_for(args)
     if args.trace is not None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "libremoe"
 # Who may import whom, leftmost first: a module imports only from layers to its right (docs/architecture.md).
 LAYERS = [
     {"cli"},
-    {"run", "chat", "server", "train", "evals", "plan"},
+    {"run", "throughput", "chat", "server", "train", "evals", "plan"},
     {"language_model"},
     {"engine"},
     {"convert", "verify", "inspect", "tiny"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"streaming"},
     {"experts", "batch", "direct_read", "eviction"},
     {"quant", "config"},
-    {"errors", "progress", "memory", "eviction", "_kernels"},
+    {"errors", "progress", "memory", "eviction", "answer_file", "_kernels"},
 ]
 WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys"]
 
