@@ -43,7 +43,7 @@ class AnswerFile:
             raise LibremoeError(f"{self.partial}: another process is writing it") from None
         try:
             self._take_up(job)
-        except BaseException:
+        except LibremoeError:
             self._file.close()
             raise
 

@@ -24,6 +24,7 @@ class Batch:
     context_lens: B numbers; how many tokens of the sequence exist once this batch is written, cached ones included.
     block_tables: B lists of block numbers that cover context_lens, or None without a cache.
     logit_rows: (M,) int64, the rows whose logits are wanted; None for all N.
+    n_active: B numbers; how many experts work on each token of a sequence; None where all want the model's own number.
     """
 
     starts: list[int]
@@ -31,6 +32,7 @@ class Batch:
     context_lens: list[int]
     block_tables: list[list[int]] | None = None
     logit_rows: torch.Tensor | None = None
+    n_active: list[int] | None = None
 
     @staticmethod
     def of_whole(lengths: list[int], device: torch.device | str = "cpu") -> Batch:

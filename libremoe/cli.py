@@ -200,6 +200,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="the same seed gives the same text")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     group.add_argument("--max-tokens", type=int, default=256, help="at most this many new tokens (default 256)")
+    group.add_argument("--experts", type=int, metavar="K",
+                       help="how many experts work on a token; default: as many as in training")
     group.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the N best tokens")
 
 

@@ -80,11 +80,26 @@ class Router(nn.Module):
         weight = read(f"layers.{layer}.router.weight")
         self.weight = weight.float() if isinstance(weight, torch.Tensor) else weight
 
-    def forward(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ids (N, A), gates (N, A) float32, logits (N, E) float32."""
+    def forward(self, x_ND: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids (N, A), gates (N, A) float32, logits (N, E) float32. A is the most that a sequence of the batch wants."""
         logits_NE = self.ops.linear(x_ND.float(), self.weight)
-        ids_NA, gates_NA = self.ops.route(logits_NE, self.config.n_experts_per_tok, self.config.renormalise_gates)
-        return ids_NA, gates_NA, logits_NE
+        wanted = set(batch.n_active or [self.config.n_experts_per_tok])
+        if len(wanted) == 1:
+            return *self.ops.route(logits_NE, wanted.pop(), self.config.renormalise_gates), logits_NE
+        return *self._route_each(logits_NE, batch), logits_NE
+
+    def _route_each(self, logits_NE: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where sequences want different numbers of experts. A place that a token leaves over repeats its first expert
+        with gate 0: no other expert is asked for, and adding 0 changes no bit."""
+        n_active = torch.tensor(batch.n_active).repeat_interleave(torch.tensor(batch.starts).diff())
+        most = int(n_active.max())
+        ids_NA = torch.empty(len(logits_NE), most, dtype=torch.int64)
+        gates_NA = torch.zeros(len(logits_NE), most)
+        for k in n_active.unique().tolist():
+            rows = (n_active == k).nonzero()[:, 0]
+            ids, gates_NA[rows, :k] = self.ops.route(logits_NE[rows], k, self.config.renormalise_gates)
+            ids_NA[rows] = torch.cat([ids, ids[:, :1].expand(-1, most - k)], dim=1)
+        return ids_NA, gates_NA
 
 
 class MoE(nn.Module):
@@ -95,11 +110,11 @@ class MoE(nn.Module):
         self.config, self.layer, self.experts, self.ops = config, layer, experts, ops
         self.router = Router(config, layer, read, ops) if config.is_moe else None
 
-    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_ND: torch.Tensor, batch: Batch) -> torch.Tensor:
         if self.router is None:
             (wave,) = self.experts.waves(self.layer, [0], x_ND)
             return self.ops.feed_forward(x_ND, wave[0], self.config.activation).to(x_ND.dtype)
-        ids_NA, gates_NA, _ = self.router(x_ND)
+        ids_NA, gates_NA, _ = self.router(x_ND, batch)
         waves = self.experts.waves(self.layer, ids_NA.unique().tolist(), x_ND)
         return self.ops.moe(x_ND, ids_NA, gates_NA, waves, self.config.activation)
 
@@ -123,7 +138,7 @@ class Block(nn.Module):
     def forward(self, h_ND: torch.Tensor, batch: Batch, cache: LayerCache | None,
                 seen_N: torch.Tensor | None) -> torch.Tensor:
         h_ND = h_ND + self.attn_post_norm(self.attn(self.attn_norm(h_ND), batch, cache, seen_N))
-        return h_ND + self.ffn_post_norm(self.moe(self.ffn_norm(h_ND)))
+        return h_ND + self.ffn_post_norm(self.moe(self.ffn_norm(h_ND), batch))
 
 
 class Transformer(nn.Module):

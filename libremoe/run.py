@@ -72,7 +72,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
         repetition_penalty=args.repetition_penalty, presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty, seed=args.seed, stop=tuple(args.stop), max_tokens=args.max_tokens,
-        logprobs=args.logprobs,
+        logprobs=args.logprobs, experts=args.experts,
     )
 
 

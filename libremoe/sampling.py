@@ -40,6 +40,7 @@ COUNTS = {  # field: (lowest, highest, may be None)
     "seed": (0, (1 << 64) - 1, True),
     "max_tokens": (0, 1 << 48, True),
     "logprobs": (0, MAX_LOGPROBS, True),
+    "experts": (1, 1 << 48, True),
 }
 
 
@@ -60,6 +61,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; 0: of the chosen token; n: of the n best tokens as well
     logit_bias: dict[int, float] = field(default_factory=dict)  # token id -> added to its logit
     ignore_eos: bool = False
+    experts: int | None = None  # how many experts work on each token; None: the model's own number
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache
+from libremoe.config import ModelConfig
 from libremoe.engine.kv_cache import BlockAllocator, hash_blocks, num_blocks
 from libremoe.engine.runner import Model, Runner
 from libremoe.engine.scheduler import Pace, Scheduler
@@ -112,6 +113,7 @@ class Engine:
         """Queue a request; its outputs come from step(), marked with the sequence's id.
 
         prompt_logprobs: k >= 0 asks for the log-probability of each prompt token and k alternatives.
+        params.experts: 1 to all of a mixture; more than the model's own number was not trained.
         params.max_tokens 0 computes the prompt and generates nothing; None generates up to the end of the context.
         deadline_s: how long it may wait for its turn.
         Raises LibremoeError with the numbers where prompt + max_tokens can never fit, where the prompt is empty or
@@ -137,6 +139,7 @@ class Engine:
             seq.prompt_logprobs.append(None)  # nothing precedes the first token
         if params.repetition_penalty != 1:
             seq.prompt_counts.update(prompt)
+        seq.n_active = check_experts(params.experts, self.config)
         hash_blocks(seq)
         with self._lock:
             self._check_queue(seq)
@@ -229,6 +232,19 @@ class Engine:
         if n_tokens and seconds > 0:
             rate = n_tokens / seconds
             self._tokens_per_s = rate if not self._tokens_per_s else 0.9 * self._tokens_per_s + 0.1 * rate
+
+
+def check_experts(experts: int | None, config: ModelConfig) -> int | None:
+    """The number of experts that a request wants, None where it is the model's own. Raises LibremoeError."""
+    if experts is None or experts == config.n_experts_per_tok:
+        return None
+    if not config.is_moe:
+        raise LibremoeError(f"experts is {experts}, but this model ({config.family}) has no experts to choose among: "
+                            f"leave it out")
+    if not 1 <= experts <= config.n_experts:
+        raise LibremoeError(f"experts is {experts}; this model has {config.n_experts} experts, "
+                            f"{config.n_experts_per_tok} of which work on a token by default")
+    return experts
 
 
 def check_tokens(tokens: list[int], vocab_size: int, context_len: int | None = None) -> None:

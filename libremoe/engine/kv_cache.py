@@ -1,8 +1,9 @@
 """Which block of the cache belongs to whom. The keys and values themselves lie in batch.KVCache.
 
-A block that is full and computed is published under a hash of its tokens and of everything before them; another
-sequence that begins with the same tokens shares it. Shared blocks are never written to. A block that nobody holds
-stays published until its place is needed, the least recently used first.
+A block that is full and computed is published under a hash of its tokens, of everything before them, and of how many
+experts worked on them; another sequence that begins with the same tokens, and wants as many, shares it. Shared blocks
+are never written to. A block that nobody holds stays published until its place is needed, the least recently used
+first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from hashlib import blake2b
 
 from libremoe.batch import BLOCK_SIZE
 from libremoe.engine.sequence import Sequence
-
-ROOT = b""  # what stands for the parent of a first block
 
 
 def chain_hash(parent: bytes, tokens: list[int]) -> bytes:
@@ -30,8 +29,15 @@ def chain_hash(parent: bytes, tokens: list[int]) -> bytes:
 def hash_blocks(seq: Sequence) -> None:
     """Extend seq.block_hashes over every full block of its tokens."""
     for i in range(len(seq.block_hashes), seq.num_tokens // BLOCK_SIZE):
-        parent = seq.block_hashes[-1] if seq.block_hashes else ROOT
+        parent = _parent(seq, i)
         seq.block_hashes.append(chain_hash(parent, seq.tokens(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE)))
+
+
+def _parent(seq: Sequence, i: int) -> bytes:
+    """The hash before block i; before the first, the number of experts, since another number gives other keys."""
+    if i:
+        return seq.block_hashes[i - 1]
+    return b"" if seq.n_active is None else b"experts %d" % seq.n_active
 
 
 def num_blocks(num_tokens: int) -> int:
@@ -82,7 +88,7 @@ class BlockAllocator:
             block = self._by_hash.get(seq.block_hashes[i])
             if block is None:
                 break
-            parent = seq.block_hashes[i - 1] if i else ROOT
+            parent = _parent(seq, i)
             tokens = tuple(seq.tokens(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE))
             held = self._published[block]
             if held.parent != parent or held.tokens != tokens:
@@ -136,7 +142,7 @@ class BlockAllocator:
             if hash in self._by_hash or block in self._published:
                 continue
             tokens = tuple(seq.tokens(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE))
-            self._published[block] = _Published(hash, seq.block_hashes[i - 1] if i else ROOT, tokens)
+            self._published[block] = _Published(hash, _parent(seq, i), tokens)
             self._by_hash[hash] = block
 
     def release(self, seq: Sequence) -> None:

@@ -72,8 +72,13 @@ class Runner:
             starts.append(len(tokens))
         tables = [work.seq.block_table[: num_blocks(work.stop)] for work in works]
         batch = Batch(starts, torch.tensor(positions), [work.stop for work in works], tables,
-                      torch.tensor(rows, dtype=torch.int64))
+                      torch.tensor(rows, dtype=torch.int64), self._n_active(works))
         return self.model(torch.tensor(tokens), batch, self.kv)
+
+    def _n_active(self, works: list[Work]) -> list[int] | None:
+        if all(work.seq.n_active is None for work in works):
+            return None
+        return [work.seq.n_active or self.model.config.n_experts_per_tok for work in works]
 
     def _result(self, work: Work, logits_MV: torch.Tensor) -> Result:
         seq = work.seq

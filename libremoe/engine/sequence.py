@@ -90,6 +90,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the full blocks of tokens so far
     num_cached: int = 0  # tokens whose keys and values are in the cache
     num_shared: int = 0  # of these, how many prompt tokens others had computed, when it first ran
+    n_active: int | None = None  # how many experts work on each token, where not the model's own number
     num_preempted: int = 0  # how often it was put back
     began: bool = False  # whether it ever ran
     cancel_reason: FinishReason | None = None  # set by cancel(), obeyed by the next step

@@ -30,7 +30,8 @@ async def messages(request: Request) -> Response:
     if body.output_config is not None and body.output_config.format is not None:
         asked.schema, asked.schema_field = body.output_config.format.schema_, "output_config.format.schema"
     asked.stop = tuple(body.stop_sequences or ())
-    asked.sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    asked.sampling = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k,
+                       "experts": body.experts}
     turn = await prepare(service, asked)
     generation = await start(service, [turn.job], request.state.key)
     if body.stream:

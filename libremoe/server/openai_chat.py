@@ -70,7 +70,7 @@ def sampling(body: OpenAISampling) -> dict[str, Any]:
         "temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p,
         "repetition_penalty": body.repetition_penalty, "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty, "seed": body.seed % SEEDS if body.seed is not None else None,
-        "logit_bias": bias or None, "ignore_eos": body.ignore_eos,
+        "logit_bias": bias or None, "ignore_eos": body.ignore_eos, "experts": body.experts,
     }
 
 

@@ -65,7 +65,7 @@ def _asked(body: ResponsesRequest) -> Asked:
     return Asked(
         messages, tools, _choice(body), _schema(body), "text.format", body.max_output_tokens,
         sampling={"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p,
-                  "repetition_penalty": body.repetition_penalty},
+                  "repetition_penalty": body.repetition_penalty, "experts": body.experts},
     )
 
 

@@ -2,8 +2,8 @@
 ignored.
 
 Field names and ranges are those of the OpenAI and Anthropic APIs; top_k, min_p and repetition_penalty are
-additions of ours, named as other servers of open models name them. What a field means for the model is decided
-in the routes. No torch here.
+additions of ours, named as other servers of open models name them; experts is ours alone. What a field means for the
+model is decided in the routes. No torch here.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Sampling(Body):
     top_k: Count | None = None
     min_p: Share | None = None
     repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    experts: Annotated[int, Field(ge=1, lt=2**48)] | None = None
     stream: bool | None = None
 
 
@@ -239,6 +240,7 @@ class MessagesRequest(CountTokensRequest):
     temperature: Share | None = None
     top_p: Share | None = None
     top_k: Count | None = None
+    experts: Annotated[int, Field(ge=1, lt=2**48)] | None = None
     stop_sequences: Annotated[list[StopText], Field(max_length=16)] | None = None
     output_config: OutputConfig | None = None
     stream: bool | None = None
