@@ -104,6 +104,7 @@ def load(
     mmap: bool = False,
     progress: Callable[[int, int], None] | None = None,
     memory: int | str | None = None,
+    batch: int = 1,
 ) -> LanguageModel:
     """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
 
@@ -111,7 +112,8 @@ def load(
     type in which they are stored. tokenizer: a tokenizer, its file, or "bytes"; by default the one that lies with
     the weights, or None where there is none. mmap: map the files instead of reading them (the official folder and
     libremoe's own). progress(done, total): called as bytes are read. memory: bytes, or "12G", that this process may
-    occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md).
+    occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md). batch: for how many
+    sequences at once that memory is shared out.
 
     Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
     the tokenizer belongs to another model.
@@ -128,12 +130,12 @@ def load(
     found = _tokenizer(reader, tokenizer)
     if memory is None:
         return LanguageModel(build(reader, activations, progress), found)
-    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, activations)
+    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, activations, batch)
     if reader.kind in STREAMABLE:
         reader.drop_pages = True  # type: ignore[attr-defined]
-    if budget.expert_bytes is None:
-        return LanguageModel(build(reader, activations, progress), found, kv_bytes=budget.kv_bytes)
-    return LanguageModel(build_streamed(reader, budget, activations, progress), found, kv_bytes=budget.kv_bytes)
+    model = (build(reader, activations, progress) if budget.expert_bytes is None
+             else build_streamed(reader, budget, activations, progress))
+    return LanguageModel(model, found, kv_bytes=budget.kv_bytes, step_tokens=budget.step_tokens)
 
 
 class LanguageModel:
@@ -142,12 +144,14 @@ class LanguageModel:
     Several streams may be open at once; they take turns. stats: of the run that was begun last.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, kv_bytes: int | None = None):
-        """kv_bytes: what keys and values may take; by default the engine looks at what is free.
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, kv_bytes: int | None = None,
+                 step_tokens: int | None = None):
+        """kv_bytes: what keys and values may take; by default the engine looks at what is free. step_tokens: what a
+        step may compute at once where memory is bounded.
 
         Raises LibremoeError where the tokenizer has ids that the model does not know.
         """
-        self.kv_bytes = kv_bytes
+        self.kv_bytes, self.step_tokens = kv_bytes, step_tokens
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise LibremoeError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {self.config.vocab_size}: "

@@ -24,6 +24,7 @@ from libremoe.weights import Reader, TensorEntry
 KEPT_FORMATS = {"f32", "bf16", "f16", *FORMATS}  # stay in memory as they are stored; others become float32
 MAPPABLE = STREAMABLE = ("grok-1 checkpoint", "libremoe")  # kinds of reader that can map, or stream, their files
 STEP_TOKENS = 512  # that an engine computes at once, for what the computation itself needs
+LONG_STEP = 1 << 14  # the same for many sequences: an expert from disk then works for longer than it is read
 MARGIN = 64 << 20  # for what no formula knows: modules loaded later, the allocator's remains
 
 
@@ -37,6 +38,7 @@ class Budget:
     kv_bytes: int  # keys and values
     work: int  # what a step computes with
     expert_bytes: int | None  # slots for experts; None: all experts fit
+    step_tokens: int = 512  # that a step may compute at once
 
     def describe(self) -> str:
         """The terms, for a person."""
@@ -45,8 +47,12 @@ class Budget:
         return " + ".join(f"{name} {value / 1e9:.2f} GB" for name, value in terms.items())
 
 
-def plan_budget(reader: Reader, total: int, dtype: torch.dtype) -> Budget:
-    """Raises LibremoeError where the model cannot be streamed, or where the least that it needs is more."""
+def plan_budget(reader: Reader, total: int, dtype: torch.dtype, batch: int = 1) -> Budget:
+    """batch: how many sequences are to run at once. Several share each expert that is read, so what lets more of them
+    run (keys and values, longer steps) gets more of the memory than for one, at the cost of experts kept.
+
+    Raises LibremoeError where the model cannot be streamed, or where the least that it needs is more.
+    """
     config = reader.config
     names = reader.names()
     experts = sum(resident_bytes(reader.entry(name)) for name in names if ".experts." in name)
@@ -54,11 +60,14 @@ def plan_budget(reader: Reader, total: int, dtype: torch.dtype) -> Budget:
     process = process_bytes() + MARGIN
     block = KVCache.bytes_per_token(config, dtype) * BLOCK_SIZE
     whole_context = -(-config.context_len // BLOCK_SIZE) * block
-    kv_bytes = max(block, min(whole_context, total // 10 // block * block))
-    work = working_bytes(config)
+    kv_bytes = max(block, min(batch * whole_context, total // (10 if batch == 1 else 4) // block * block))
+    step_tokens = STEP_TOKENS
+    if batch > 1:
+        step_tokens = max(STEP_TOKENS, min(LONG_STEP, total // 16 // token_bytes(config)))
+    work = working_bytes(config, step_tokens, max(batch, 16))
     left = total - process - shared - kv_bytes - work
     if left >= experts:
-        return Budget(total, process, shared, kv_bytes, work, None)
+        return Budget(total, process, shared, kv_bytes, work, None, step_tokens)
     if reader.kind not in STREAMABLE:
         raise LibremoeError(f"{reader.path}: files of the kind {reader.kind!r} cannot be streamed in "
                             f"{total / 1e9:.1f} GB: `libremoe convert` it first")
@@ -69,14 +78,18 @@ def plan_budget(reader: Reader, total: int, dtype: torch.dtype) -> Budget:
         raise LibremoeError(f"{reader.path}: {total / 1e9:.2f} GB of memory are too few: this model needs at least "
                             f"{math.ceil(least / 1e8) / 10:.1f} GB here "
                             f"({Budget(least, process, shared, block, work, one).describe()})")
-    return Budget(total, process, shared, kv_bytes, work, left)
+    return Budget(total, process, shared, kv_bytes, work, left, step_tokens)
 
 
-def working_bytes(config: ModelConfig, n_tokens: int = STEP_TOKENS) -> int:
-    """About what a step of n_tokens needs beside weights and cache: activations, and logits of 16 sequences."""
+def working_bytes(config: ModelConfig, n_tokens: int = STEP_TOKENS, n_sequences: int = 16) -> int:
+    """About what a step needs beside weights and cache: activations of n_tokens, and logits of n_sequences."""
+    return n_tokens * token_bytes(config) + n_sequences * 4 * config.vocab_size
+
+
+def token_bytes(config: ModelConfig) -> int:
+    """About what the activations of one token of a step need."""
     n_active = max(config.n_experts_per_tok, 1)
-    per_token = n_active * (13 * config.dim + config.hidden_dim) + 24 * config.dim
-    return n_tokens * per_token + 16 * 4 * config.vocab_size
+    return n_active * (13 * config.dim + config.hidden_dim) + 24 * config.dim
 
 
 def resident_bytes(entry: TensorEntry) -> int:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Stream args.prompt's completion to stdout; with args.json one object a piece, then the whole. Returns 0."""
     params = sampling_params(args)
     if args.throughput:
-        return throughput.run(args, lambda: load_for(args), params)
+        return throughput.run(args, lambda: load_for(args, args.batch), params)
     if args.prompts is not None or args.output is not None:
         raise LibremoeError("--prompts and --output belong to --throughput: add it, or give one prompt")
     prompt = _prompt(args)
@@ -43,18 +43,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_for(args: argparse.Namespace) -> LanguageModel:
-    """The model that a command's loading flags ask for, with a progress bar on a terminal."""
+def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
+    """The model that a command's loading flags ask for, with a progress bar on a terminal. batch: see load()."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     if not sys.stderr.isatty():
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory)
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
+                    batch=batch)
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (*Progress.get_default_columns()[:2], TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading")
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
+        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory, batch=batch,
                     progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 

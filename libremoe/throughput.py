@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,19 +23,18 @@ from typing import Any
 
 from libremoe.answer_file import AnswerFile, Record
 from libremoe.batch import BLOCK_SIZE, KVCache
-from libremoe.config import ModelConfig
 from libremoe.engine.engine import Engine
 from libremoe.engine.kv_cache import num_blocks
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel, PieceDecoder
+from libremoe.loading import LONG_STEP, token_bytes
 from libremoe.memory import available_bytes
 from libremoe.progress import Progress
 from libremoe.sampling import SamplingParams
 
 SEEDS = 1 << 64
-MAX_STEP_TOKENS = 1 << 14  # in one step: enough for an expert from disk to work for longer than it is read
-KV_SHARE, STEP_SHARE = 4, 8  # keys and values get 1/4 of the free memory, the activations of a step 1/8
+KV_SHARE, STEP_SHARE = 4, 8  # without --memory: keys and values get 1/4 of what is free, the work of a step 1/8
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace, load: Callable[[], LanguageModel], params: Sam
     for flag in ("prompts", "output"):
         if getattr(args, flag) is None:
             raise LibremoeError(f"--throughput needs --{flag} FILE")
+    if args.trace is not None:
+        raise LibremoeError("--trace records one prompt at a time: leave --throughput out")
     if args.batch < 1:
         raise LibremoeError(f"--batch is {args.batch}; it must be at least 1")
     prompts = read_prompts(args.prompts)
@@ -138,24 +140,15 @@ def engine_for(lm: LanguageModel, lengths: Sequence[int], max_tokens: int, batch
     cache to their end, so that none is ever put back and computed twice."""
     config = lm.config
     block_bytes = KVCache.bytes_per_token(config, lm.model.dtype) * BLOCK_SIZE
+    kv_bytes = available_bytes() // KV_SHARE if lm.kv_bytes is None else lm.kv_bytes
     longest = sorted((num_blocks(min(n + max_tokens, config.context_len)) for n in lengths), reverse=True)[:batch]
-    n_blocks = max(1, min(sum(longest), available_bytes() // KV_SHARE // block_bytes))
-    n_running, room = 0, n_blocks
-    for blocks in longest:
-        room -= blocks
-        n_running += room >= 0
-    n_running = max(1, n_running)
-    in_memory = available_bytes() // STEP_SHARE // step_bytes(config)
+    n_blocks = max(1, min(sum(longest), kv_bytes // block_bytes))
+    n_running = max(1, sum(needed <= n_blocks for needed in itertools.accumulate(longest)))
+    most = lm.step_tokens or min(LONG_STEP, available_bytes() // STEP_SHARE // token_bytes(config))
     prompt_tokens = sum(sorted(lengths, reverse=True)[:n_running])
-    step_tokens = max(n_running, min(prompt_tokens + n_running, in_memory, MAX_STEP_TOKENS))
-    return Engine(lm.model, eos_ids=lm.eos_ids, n_blocks=n_blocks, max_running=n_running, step_tokens=step_tokens,
+    return Engine(lm.model, eos_ids=lm.eos_ids, n_blocks=n_blocks, max_running=n_running,
+                  step_tokens=max(n_running, min(prompt_tokens + n_running, most)), step_s=math.inf,
                   max_waiting=n_running, max_waiting_tokens=1 << 62)
-
-
-def step_bytes(config: ModelConfig) -> int:
-    """About what one token needs beside weights and cache while a step computes it: float32 activations of a layer."""
-    n_active = max(config.n_experts_per_tok, 1)
-    return 4 * (n_active * (3 * config.dim + 2 * config.hidden_dim) + 6 * config.dim)
 
 
 def _answer_missing(lm: LanguageModel, prompts: list[Prompt], params: SamplingParams, file: AnswerFile,

@@ -69,7 +69,8 @@ class Engine:
         """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of
         64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of the free memory.
         eos_ids: ids that end a text; config.eos_id by default. step_tokens: most tokens computed in one step; fewer
-        where that would take longer than step_s (seconds, while a sequence decodes; scheduler.Pace says how).
+        where that would take longer than step_s (seconds, while a sequence decodes; scheduler.Pace says how; math.inf:
+        nobody waits for a step).
         max_waiting, max_waiting_tokens: bounds of the queue (tokens: prompts plus the most they may generate).
 
         Raises LibremoeError where the cache would not hold one block or step_tokens is less than max_running.

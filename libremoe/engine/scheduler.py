@@ -8,6 +8,7 @@ that could not have the whole cache, every sequence ends.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class Pace:
 
     def prompt_tokens(self, n_decoding: int) -> int:
         """How many tokens of prompts the next step may take beside those of n_decoding sequences."""
+        if self.step_s == math.inf:  # nobody waits
+            return self.step_tokens - n_decoding
         wanted = self.FIRST_TOKENS
         if self._tokens_per_s:
             seconds = self.step_s * (1 if n_decoding else self.LONGER_ALONE)
