@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_inspect(commands)
     _add_make_tiny(commands)
+    _add_sandbox(commands)
     return parser
 
 
@@ -239,6 +240,13 @@ def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]
     tiny.add_argument("--format", default="int8", help="native: f32, bf16, int8, int4, ...; gguf: f32, f16, q8_0, q4_0")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--json", action="store_true")
+
+
+def _add_sandbox(commands) -> None:  # type: ignore[no-untyped-def]
+    sandbox = _command(commands, "sandbox", "libremoe.sandbox.selftest:command",
+                       "say whether untrusted code can be run here, in a sandbox that holds")
+    sandbox.add_argument("--self-test", action="store_true", help="try to get out in every known way; half a minute")
+    sandbox.add_argument("--json", action="store_true")
 
 
 if __name__ == "__main__":
