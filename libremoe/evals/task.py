@@ -25,6 +25,10 @@ How = Literal["logprobs", "top_logprobs", "generated"]
 TASKS = {
     "mmlu": "mmlu:MMLU",
     "gsm8k": "gsm8k:GSM8K",
+    "humaneval": "humaneval:HumanEval",
+    "humaneval+": "humaneval:HumanEvalPlus",
+    "mbpp": "mbpp:MBPP",
+    "mbpp+": "mbpp:MBPPPlus",
 }
 
 
@@ -53,6 +57,7 @@ class Prompt:
     options: tuple[str, ...] = ()
     lettered: str = ""
     stop: tuple[str, ...] = ()
+    chat_stop: tuple[str, ...] | None = None  # instead of stop, where a chat writes its answer in a form of its own
     max_tokens: int = 512
 
     def prefix(self, n_shots: int | None = None) -> str:
