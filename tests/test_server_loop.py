@@ -16,7 +16,7 @@ from libremoe.engine.sequence import Output
 from libremoe.engine.threaded import DELIVERED_AT_ONCE, _Mail
 from libremoe.server.errors import anthropic_body, invalid
 from libremoe.server.loop import READY_AT_ONCE, new_loop
-from libremoe.server.serve import has_left
+from libremoe.server.protocol import has_left
 
 
 def test_a_turn_takes_few_ready_connections_and_none_waits_for_ever() -> None:

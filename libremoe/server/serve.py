@@ -12,7 +12,6 @@ import gc
 import ipaddress
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -22,7 +21,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from libremoe.chat.template import ModelTemplate, find_template, read_template
 from libremoe.errors import LibremoeError
@@ -30,18 +28,17 @@ from libremoe.server.app import make_app
 from libremoe.server.keys import keys_path
 from libremoe.server.limits import Access
 from libremoe.server.metrics import Metrics
+from libremoe.server.protocol import Protocol
 from libremoe.server.service import Service, Settings
 
 if TYPE_CHECKING:
     from libremoe.language_model import LanguageModel
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-MAX_HEADER_BYTES = 32 << 10
 MAX_CONNECTIONS = 8192
 BACKLOG = 1024
 ACCEPTED_AT_ONCE = 16  # more would hold up everybody else for their time
 GC_THRESHOLDS = (700, 10, 200)  # the last of Python's is 10; with a thousand streams a full collection takes 90 ms
-IDLE_CHECK_S = 15.0  # a connection that brings no request between two checks is closed
 KEEP_ALIVE_S = 20
 
 
@@ -163,43 +160,6 @@ def serve(service: Service, listener: socket.socket, drain_timeout_s: float) -> 
         service.engine.close()
 
 
-class Protocol(H11Protocol):
-    """uvicorn's HTTP, which by itself waits for ever for the end of a request's headers, and answers who has left."""
-
-    _was_idle = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._check = self.loop.call_later(IDLE_CHECK_S, self._close_if_idle)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._check.cancel()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if has_left(self.transport):  # in a flood, most are tired of waiting before their request is looked at
-            self.transport.abort()
-            return
-        super().data_received(data)
-
-    def _close_if_idle(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and self._was_idle:
-            self.transport.close()
-            return
-        self._was_idle = idle
-        self._check = self.loop.call_later(IDLE_CHECK_S, self._close_if_idle)
-
-
-def has_left(transport: asyncio.Transport) -> bool:
-    """Whether the peer has closed its side, though what it sent before may still be unread. False where unknown."""
-    if not hasattr(select, "POLLRDHUP"):  # Linux has it
-        return False
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
 class Server(uvicorn.Server):
     """uvicorn with limits, and with an end in two steps."""
 
@@ -223,7 +183,6 @@ class Server(uvicorn.Server):
                 backlog=ACCEPTED_AT_ONCE,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=10,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             )
         )
 
