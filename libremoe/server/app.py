@@ -53,6 +53,7 @@ ROUTES = [
     Route("/metrics", metrics, methods=["GET"]),
     Route("/openapi.json", openapi_json, methods=["GET"]),
     Route("/", page, methods=["GET"]),
+    Route("/docs", page, methods=["GET"]),
     Route("/v1/models", models, methods=["GET"]),
     Route("/v1/models/{name:path}", model, methods=["GET"]),
     Route("/v1/chat/completions", chat, methods=["POST"]),

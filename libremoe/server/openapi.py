@@ -32,6 +32,7 @@ GETS = {
     "/v1/models/{name}": ("The model, by its name", "application/json"),
     "/openapi.json": ("This document", "application/json"),
     "/": ("This document as a page", "text/html"),
+    "/docs": ("This document as a page", "text/html"),
 }
 ERRORS = {
     "400": "a field is wrong; the message names it",
