@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libremoe.errors import LibremoeError
+from libremoe.evals import flags as eval_flags
 
 MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf file, or libremoe's own folder"
 
@@ -60,7 +61,7 @@ def _silence_output() -> None:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of one command. Exits with code 2 and a usage line where they are wrong."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(eval_flags.with_action(list(sys.argv[1:] if argv is None else argv)))
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
         args.prompt, rest = rest[0], []  # argparse gives up an optional prompt when flags stand before it
     if rest:
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    _add_eval(commands)
     _add_make_tiny(commands)
     _add_sandbox(commands)
     return parser
@@ -228,6 +230,11 @@ def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
     inspect.add_argument("path", type=Path, help=MODEL_HELP)
     inspect.add_argument("--tensors", action="store_true", help="list them all")
     inspect.add_argument("--json", action="store_true")
+
+
+def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
+    command = _command(commands, "eval", "libremoe.evals.run:run", "measure a model on public benchmarks")
+    eval_flags.add_eval(command, _add_loading, MODEL_HELP)
 
 
 def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]

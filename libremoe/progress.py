@@ -50,11 +50,11 @@ class Progress:
             self._bar.start()
         return self
 
-    def advance(self, n: int) -> None:
-        """n more are done. To be called from one thread."""
+    def advance(self, n: int, note: str = "") -> None:
+        """n more are done. note: shown beside. To be called from one thread."""
         self.done += n
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.update(self._task, completed=self.done, description=f"{self.title} {note}".rstrip())
             return
         now = time.monotonic()
         if self._shown and now - self._last_line >= PLAIN_LINE_EVERY_S:
@@ -62,8 +62,8 @@ class Progress:
             rate = self.done / (now - self._started)
             left = (self.total - self.done) / max(rate, 1e-3)
             shown = f"{rate / 1e6:.0f} MB/s" if self.unit == "bytes" else f"{rate:.1f} {self.unit}/s"
-            print(f"{self.title}: {100 * self.done / max(self.total, 1):.0f} %, {shown}, {left:.0f} s left",
-                  file=sys.stderr, flush=True)
+            print(f"{self.title}: {100 * self.done / max(self.total, 1):.0f} %, {shown}, {left:.0f} s left"
+                  f"{', ' if note else ''}{note}", file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:

@@ -59,6 +59,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     logprobs: int | None = None  # None: none; 0: of the chosen token; n: of the n best tokens as well
+    logprob_token_ids: tuple[int, ...] = ()  # with logprobs: of these tokens as well, wherever they rank
     logit_bias: dict[int, float] = field(default_factory=dict)  # token id -> added to its logit
     ignore_eos: bool = False
     experts: int | None = None  # how many experts work on each token; None: the model's own number
@@ -76,6 +77,10 @@ class SamplingParams:
                 raise LibremoeError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
         if not isinstance(self.ignore_eos, bool):
             raise LibremoeError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
+        if self.logprob_token_ids and self.logprobs is None:
+            raise LibremoeError("logprob_token_ids needs logprobs")
+        if not all(type(token) is int and 0 <= token < 1 << 48 for token in self.logprob_token_ids):
+            raise LibremoeError(f"logprob_token_ids is {self.logprob_token_ids!r}; it must have token ids")
         self._check_stop()
         self._check_bias()
 
@@ -113,7 +118,7 @@ class Sampled:
 
     token: int
     logprob: float | None
-    top: list[tuple[int, float]]  # (id, logprob), the most probable first, the lower id first on ties
+    top: list[tuple[int, float]]  # (id, logprob), the most probable first, the lower id first on ties; then those named
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:
@@ -151,7 +156,8 @@ def sample(
     if params.logprobs is None:
         return Sampled(token, None, [])
     logprobs = _log_softmax(raw)
-    return Sampled(token, float(logprobs[token]), _best(raw, logprobs, params.logprobs))
+    named = [(each, float(logprobs[each])) for each in params.logprob_token_ids]
+    return Sampled(token, float(logprobs[token]), [*_best(raw, logprobs, params.logprobs), *named])
 
 
 def keep_mask(logits: Tensor, params: SamplingParams, mask: Tensor | None = None) -> Tensor:

@@ -109,11 +109,13 @@ class Engine:
         *,
         constraint: Constraint | None = None,
         prompt_logprobs: int | None = None,
+        prompt_logprobs_from: int = 1,
         deadline_s: float | None = None,
     ) -> Sequence:
         """Queue a request; its outputs come from step(), marked with the sequence's id.
 
-        prompt_logprobs: k >= 0 asks for the log-probability of each prompt token and k alternatives.
+        prompt_logprobs: k >= 0 asks for the log-probability of each prompt token and k alternatives; of those from
+        index prompt_logprobs_from on, where it is given: the others are None and may share what others computed.
         params.experts: 1 to all of a mixture; more than the model's own number was not trained.
         params.max_tokens 0 computes the prompt and generates nothing; None generates up to the end of the context.
         deadline_s: how long it may wait for its turn.
@@ -122,9 +124,9 @@ class Engine:
         """
         params = with_seed(params or SamplingParams())
         check_tokens(prompt, self.config.vocab_size)
-        for token in params.logit_bias:
-            if token >= self.config.vocab_size:
-                raise LibremoeError(f"logit_bias has token id {token}, the vocabulary has {self.config.vocab_size}")
+        for field, ids in (("logit_bias", params.logit_bias), ("logprob_token_ids", params.logprob_token_ids)):
+            if ids and max(ids) >= self.config.vocab_size:
+                raise LibremoeError(f"{field} has token id {max(ids)}, the vocabulary has {self.config.vocab_size}")
         max_tokens = params.max_tokens
         if max_tokens is None:
             max_tokens = max(1, self.max_tokens - len(prompt))
@@ -134,10 +136,12 @@ class Engine:
                                 f"{len(prompt) + max_tokens}, {limit} holds {self.max_tokens}")
         if prompt_logprobs is not None and not 0 <= prompt_logprobs <= self.config.vocab_size:
             raise LibremoeError(f"prompt_logprobs must be from 0 to {self.config.vocab_size}, not {prompt_logprobs}")
+        if not 1 <= prompt_logprobs_from <= len(prompt):
+            raise LibremoeError(f"prompt_logprobs_from must be from 1 to {len(prompt)}, not {prompt_logprobs_from}")
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         seq = Sequence(next(self._ids), list(prompt), params, max_tokens, constraint, prompt_logprobs, deadline)
         if prompt_logprobs is not None:
-            seq.prompt_logprobs.append(None)  # nothing precedes the first token
+            seq.prompt_logprobs += [None] * prompt_logprobs_from  # nothing precedes the first token
         if params.repetition_penalty != 1:
             seq.prompt_counts.update(prompt)
         seq.n_active = check_experts(params.experts, self.config)

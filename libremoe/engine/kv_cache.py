@@ -81,10 +81,8 @@ class BlockAllocator:
 
     def shared_prefix(self, seq: Sequence) -> list[int]:
         """The published blocks that hold the beginning of seq; at least one of its tokens is left to compute."""
-        if not self._may_share(seq):
-            return []
         blocks: list[int] = []
-        for i in range((seq.num_tokens - 1) // BLOCK_SIZE):
+        for i in range(self._shareable(seq) // BLOCK_SIZE):
             block = self._by_hash.get(seq.block_hashes[i])
             if block is None:
                 break
@@ -98,7 +96,7 @@ class BlockAllocator:
 
     def next_missing(self, seq: Sequence, shared: list[int]) -> bytes | None:
         """Hash of the first block after `shared` that seq could share if it were published; None if there is none."""
-        if not self._may_share(seq) or len(shared) >= (seq.num_tokens - 1) // BLOCK_SIZE:
+        if len(shared) >= self._shareable(seq) // BLOCK_SIZE:
             return None
         return seq.block_hashes[len(shared)]
 
@@ -118,7 +116,7 @@ class BlockAllocator:
         seq.num_cached = len(shared) * BLOCK_SIZE
         while len(seq.block_table) < num_blocks(seq.num_tokens):
             seq.block_table.append(self._take())
-        if not seq.began and self._may_share(seq):
+        if not seq.began and self._shareable(seq):
             self.lookup_tokens += seq.num_tokens
             self.hit_tokens += seq.num_cached
             seq.num_shared = seq.num_cached
@@ -159,10 +157,13 @@ class BlockAllocator:
         seq.block_table = []
         seq.num_cached = 0
 
-    def _may_share(self, seq: Sequence) -> bool:
-        """Not where the log-probabilities of the prompt are still wanted: they need every row computed."""
+    def _shareable(self, seq: Sequence) -> int:
+        """How many first tokens of seq others may have computed: not the last, and none whose row is still wanted for
+        the log-probability of the next prompt token."""
+        if not self.share_prefixes:
+            return 0
         wanted = seq.n_prompt_logprobs is not None and len(seq.prompt_logprobs) < len(seq.prompt_ids)
-        return self.share_prefixes and not wanted
+        return min(seq.num_tokens, len(seq.prompt_logprobs) if wanted else seq.num_tokens) - 1
 
     def _take(self) -> int:
         if self._free:

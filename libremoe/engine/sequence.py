@@ -53,7 +53,8 @@ class Output:
 
     token: None where the sequence ended without one (cancelled, deadline, error, or max_tokens 0). An end-of-text id
     that ended the sequence is given too, with finish_reason "stop". logprob, top: where params.logprobs asks.
-    prompt_logprobs: with the first output, where asked for: one per prompt token, the first is None.
+    prompt_logprobs: with the first output, where asked for: one per prompt token, None for the first and any before
+    the index asked for.
     error: a sentence, where finish_reason is "error" or "deadline".
     After an output with a finish_reason comes no other.
     """

@@ -34,12 +34,17 @@ class Data:
         if root is not None and not root.is_dir():
             raise LibremoeError(f"{root}: no such folder; --data takes the folder that holds the benchmark files")
         self.root = root
-        self.digests: dict[str, str] = {}  # path below root -> sha256
+        self.digests: dict[str, str] = {}  # path below root -> sha256; of a folder: of its files' names and digests
 
     def text(self, task: str, *names: str) -> tuple[Path, str]:
         """The first of these files that is there, as text. Raises LibremoeError where none is, or it is no UTF-8."""
         path = self._find(task, [each for name in names for each in (name, f"{name}.gz")], names)
         return path, _decoded(path, self._bytes(path))
+
+    def has(self, task: str, name: str) -> bool:
+        """Whether a file is there, gzipped or not."""
+        return self.root is not None and any((folder / each).is_file() for folder in (self.root / task, self.root)
+                                             for each in (name, f"{name}.gz"))
 
     def members(self, task: str, folders: Sequence[str], archives: Sequence[str], suffix: str) -> dict[str, str]:
         """Texts by their path, in order of it: the files that end in suffix, inside the first of these archives or else
@@ -64,14 +69,16 @@ class Data:
 
     def _folder(self, folder: Path, suffix: str) -> dict[str, str]:
         found: dict[str, str] = {}
-        total = 0
+        total, whole = 0, hashlib.sha256()
         for path in sorted(folder.rglob(f"*{suffix}")):
             if path.is_file():
-                content = self._bytes(path)
+                content = _read(path)
                 total += len(content)
+                whole.update(f"{path.relative_to(folder)} {hashlib.sha256(content).hexdigest()}\n".encode())
                 if len(found) >= MAX_MEMBERS or total > MAX_TEXT_BYTES:
                     raise LibremoeError(f"{folder}: holds more than {MAX_MEMBERS} files or {MAX_TEXT_BYTES} bytes")
                 found[str(path.relative_to(folder))] = _decoded(path, content)
+        self._note(folder, whole.hexdigest(), suffix)
         return found
 
     def _archive(self, path: Path, suffix: str) -> dict[str, str]:
@@ -90,16 +97,24 @@ class Data:
         return found
 
     def _bytes(self, path: Path) -> bytes:
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise LibremoeError(f"{path}: {error.strerror or error}") from error
-        if len(raw) > MAX_FILE_BYTES:
-            raise LibremoeError(f"{path}: more than {MAX_FILE_BYTES} bytes; no benchmark file is so long")
-        root = self.root or path.parent
-        self.digests[str(path.relative_to(root))] = hashlib.sha256(raw).hexdigest()
+        raw = _read(path)
+        self._note(path, hashlib.sha256(raw).hexdigest())
         return raw
+
+    def _note(self, path: Path, digest: str, suffix: str = "") -> None:
+        name = str(path.relative_to(self.root or path.parent))
+        self.digests[f"{name}/*{suffix}" if suffix else name] = digest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise LibremoeError(f"{path}: {error.strerror or error}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise LibremoeError(f"{path}: more than {MAX_FILE_BYTES} bytes; no benchmark file is so long")
+    return raw
 
 
 def _unzipped(path: Path, raw: bytes, limit: int) -> bytes:
