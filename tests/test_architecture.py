@@ -25,7 +25,7 @@ LAYERS = [
     {"quant", "config", "sandbox"},
     {"errors", "progress", "memory", "eviction", "answer_file", "_kernels"},
 ]
-WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys"]
+WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys", "evals.flags"]
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence

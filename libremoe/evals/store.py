@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,15 +43,14 @@ class Answers:
             self._file.close()
             raise LibremoeError(f"{self.path}: another process writes to this run: wait for it, or choose another "
                                 f"--out") from None
-        try:
+        with ExitStack() as closing:
+            closing.callback(self._file.close)
             self.header, n_sessions = self._load(json.loads(json.dumps({"kind": "run", "format": FORMAT, **header})))
             self.session = n_sessions + 1
             self._began = time.monotonic()
             started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self._write([{"kind": "session", "number": self.session, "started": started, "command": command}])
-        except BaseException:
-            self._file.close()
-            raise
+            closing.pop_all()  # all is well: it stays open
 
     def add(self, example: Example, prompt: Prompt, answer: Answer, score: Score) -> None:
         """Returns when the item is on disk."""
@@ -82,7 +82,9 @@ class Answers:
         records = read_records(self.path, content[:whole])
         if not records:
             self._write([wanted])
-            os.fsync(os.open(self.path.parent, os.O_RDONLY))
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
             return wanted, 0
         header = records[0]
         self._compare(header, wanted)
