@@ -25,6 +25,7 @@ class Batch:
     block_tables: B lists of block numbers that cover context_lens, or None without a cache.
     logit_rows: (M,) int64, the rows whose logits are wanted; None for all N.
     n_active: B numbers; how many experts work on each token of a sequence; None where all want the model's own number.
+    resident_only: choose among experts that are in memory, for drafts: whatever the pass gives is a guess.
     """
 
     starts: list[int]
@@ -33,6 +34,7 @@ class Batch:
     block_tables: list[list[int]] | None = None
     logit_rows: torch.Tensor | None = None
     n_active: list[int] | None = None
+    resident_only: bool = False
 
     @staticmethod
     def of_whole(lengths: list[int], device: torch.device | str = "cpu") -> Batch:

@@ -186,6 +186,9 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
     group.add_argument("--memory", metavar="SIZE",
                        help="what this program may occupy in all, such as 12G; experts beyond are streamed from disk")
+    group.add_argument("--draft", type=int, default=0, metavar="N",
+                       help="guess N tokens ahead with the experts in memory, then verify them at once: the same text; "
+                            "--stats says what it gains")
     group.add_argument("--mmap", action="store_true",
                        help="map the files instead of reading them: starts at once and runs what memory cannot hold, "
                             "but a file cut short while in use ends the process")

@@ -38,6 +38,10 @@ class ResidentExperts:
     def __init__(self, experts: list[list[Expert]]):
         self._experts = experts
 
+    def resident(self, layer: int) -> set[int]:
+        """Experts of a layer that are in memory now: all."""
+        return set(range(len(self._experts[layer])))
+
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
         """Experts of `ids`, each in one wave. A wave's experts may be gone once the next one is asked for.
 

@@ -22,7 +22,8 @@ from typing import Any, SupportsIndex
 import torch
 
 from libremoe.batch import Batch
-from libremoe.engine.engine import Engine, check_tokens
+from libremoe.engine.drafting import DraftStats
+from libremoe.engine.engine import Engine, check_draft, check_tokens
 from libremoe.engine.sequence import FinishReason, Logprob, Output
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
@@ -58,6 +59,7 @@ class RunStats:
     first_token_s: float = 0.0  # from the call to the first token
     seconds: float = 0.0  # from the call to the last token
     experts: StreamStats | None = None  # where experts are streamed: what this run did to them
+    drafts: DraftStats | None = None  # where tokens are drafted: what came of it, since loading
 
     @property
     def tokens_per_s(self) -> float:
@@ -73,7 +75,8 @@ class RunStats:
         shared = f", {self.shared_tokens} of them cached" if self.shared_tokens else ""
         return (f"{self.prompt_tokens} prompt tokens{shared}; first token after {self.first_token_s:.2f} s; "
                 f"{self.tokens} tokens at {self.tokens_per_s:.2f} tokens/s"
-                + (f"\n{self.experts.describe()}" if self.experts is not None else ""))
+                + (f"\n{self.experts.describe()}" if self.experts is not None else "")
+                + (f"\n{self.drafts.describe()}" if self.drafts is not None else ""))
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     memory: int | str | None = None,
     batch: int = 1,
+    draft: int = 0,
 ) -> LanguageModel:
     """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
 
@@ -113,7 +117,7 @@ def load(
     the weights, or None where there is none. mmap: map the files instead of reading them (the official folder and
     libremoe's own). progress(done, total): called as bytes are read. memory: bytes, or "12G", that this process may
     occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md). batch: for how many
-    sequences at once that memory is shared out.
+    sequences at once that memory is shared out. draft: how many tokens to guess ahead with the experts in memory.
 
     Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
     the tokenizer belongs to another model.
@@ -121,6 +125,7 @@ def load(
     activations = _dtype(dtype)
     reader = open_checkpoint(path)
     check_names(reader)
+    check_draft(draft, reader.config)
     if mmap and memory is not None:
         raise LibremoeError("mmap leaves memory to the system, memory keeps it within bounds: choose one of them")
     if mmap:
@@ -129,13 +134,14 @@ def load(
         check_memory(reader)
     found = _tokenizer(reader, tokenizer)
     if memory is None:
-        return LanguageModel(build(reader, activations, progress), found)
+        return LanguageModel(build(reader, activations, progress), found, draft=draft)
     budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, activations, batch)
     if reader.kind in STREAMABLE:
         reader.drop_pages = True  # type: ignore[attr-defined]
     model = (build(reader, activations, progress) if budget.expert_bytes is None
              else build_streamed(reader, budget, activations, progress))
-    return LanguageModel(model, found, kv_bytes=budget.kv_bytes, step_tokens=budget.step_tokens)
+    return LanguageModel(model, found, kv_bytes=budget.kv_bytes, step_tokens=budget.step_tokens,
+                         draft=draft)
 
 
 class LanguageModel:
@@ -145,13 +151,13 @@ class LanguageModel:
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, kv_bytes: int | None = None,
-                 step_tokens: int | None = None):
+                 step_tokens: int | None = None, draft: int = 0):
         """kv_bytes: what keys and values may take; by default the engine looks at what is free. step_tokens: what a
-        step may compute at once where memory is bounded.
+        step may compute at once where memory is bounded. draft: tokens that an engine is to guess ahead.
 
         Raises LibremoeError where the tokenizer has ids that the model does not know.
         """
-        self.kv_bytes, self.step_tokens = kv_bytes, step_tokens
+        self.kv_bytes, self.step_tokens, self.draft = kv_bytes, step_tokens, draft
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise LibremoeError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {self.config.vocab_size}: "
@@ -172,7 +178,8 @@ class LanguageModel:
     @cached_property
     def engine(self) -> Engine:
         """Made when first used, so that whoever brings an engine of their own has no second cache."""
-        return Engine(self.model, eos_ids=self.eos_ids, max_running=1, kv_bytes=self.kv_bytes)
+        return Engine(self.model, eos_ids=self.eos_ids, max_running=1, kv_bytes=self.kv_bytes,
+                      draft=self.draft)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
                **fields: Any) -> Iterator[str]:
@@ -264,6 +271,7 @@ class LanguageModel:
                     stats.tokens += 1
                     stats.first_token_s = stats.first_token_s or stats.seconds
                 stats.shared_tokens = seq.num_shared
+                stats.drafts = self.engine.draft_stats() if self.draft else None
                 if streamed is not None and self.streamed is not None:
                     stats.experts = self.streamed.stats().minus(streamed)
                 yield output

@@ -21,11 +21,15 @@ from libremoe.batch import Batch, KVCache, LayerCache
 from libremoe.config import ModelConfig
 from libremoe.experts import Expert, Weight
 
+ABSENT = -1e30  # the router's logit of an expert that may not be chosen: finite, and its probability is 0
+
 Read = Callable[[str], Weight]  # a name of weights/__init__.py -> its weight
 
 
 class Experts(Protocol):
     """Where feed-forward weights come from: resident or streamed."""
+
+    def resident(self, layer: int) -> set[int]: ...
 
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterable[Mapping[int, Expert]]: ...
 
@@ -80,18 +84,27 @@ class Router(nn.Module):
         weight = read(f"layers.{layer}.router.weight")
         self.weight = weight.float() if isinstance(weight, torch.Tensor) else weight
 
-    def forward(self, x_ND: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ids (N, A), gates (N, A) float32, logits (N, E) float32. A is the most that a sequence of the batch wants."""
-        logits_NE = self.ops.linear(x_ND.float(), self.weight)
-        wanted = set(batch.n_active or [self.config.n_experts_per_tok])
-        if len(wanted) == 1:
-            return *self.ops.route(logits_NE, wanted.pop(), self.config.renormalise_gates), logits_NE
-        return *self._route_each(logits_NE, batch), logits_NE
+    def forward(self, x_ND: torch.Tensor, batch: Batch,
+                among: set[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids (N, A), gates (N, A) float32, logits (N, E) float32. A is the most that a sequence of the batch wants.
 
-    def _route_each(self, logits_NE: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        among: as if there were only these experts, at least one.
+        """
+        logits_NE = self.ops.linear(x_ND.float(), self.weight)
+        wanted = batch.n_active or [self.config.n_experts_per_tok] * len(batch.context_lens)
+        if among is not None:
+            absent = [e for e in range(self.config.n_experts) if e not in among]
+            logits_NE[:, absent] = ABSENT
+            wanted = [min(k, len(among)) for k in wanted]
+        if len(set(wanted)) == 1:
+            return *self.ops.route(logits_NE, wanted[0], self.config.renormalise_gates), logits_NE
+        return *self._route_each(logits_NE, batch, wanted), logits_NE
+
+    def _route_each(self, logits_NE: torch.Tensor, batch: Batch,
+                    wanted: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Where sequences want different numbers of experts. A place that a token leaves over repeats its first expert
         with gate 0: no other expert is asked for, and adding 0 changes no bit."""
-        n_active = torch.tensor(batch.n_active).repeat_interleave(torch.tensor(batch.starts).diff())
+        n_active = torch.tensor(wanted).repeat_interleave(torch.tensor(batch.starts).diff())
         most = int(n_active.max())
         ids_NA = torch.empty(len(logits_NE), most, dtype=torch.int64)
         gates_NA = torch.zeros(len(logits_NE), most)
@@ -114,7 +127,10 @@ class MoE(nn.Module):
         if self.router is None:
             (wave,) = self.experts.waves(self.layer, [0], x_ND)
             return self.ops.feed_forward(x_ND, wave[0], self.config.activation).to(x_ND.dtype)
-        ids_NA, gates_NA, _ = self.router(x_ND, batch)
+        among = self.experts.resident(self.layer) if batch.resident_only else None
+        if among is not None and not among:
+            return torch.zeros_like(x_ND)
+        ids_NA, gates_NA, _ = self.router(x_ND, batch, among)
         waves = self.experts.waves(self.layer, ids_NA.unique().tolist(), x_ND)
         return self.ops.moe(x_ND, ids_NA, gates_NA, waves, self.config.activation)
 

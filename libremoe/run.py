@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
         raise LibremoeError("--prompts and --output belong to --throughput: add it, or give one prompt")
     prompt = _prompt(args)
     lm = load_for(args)
+    if args.trace is not None and args.draft:
+        raise LibremoeError("--trace records true choices, and --draft makes others: leave one of them out")
     if args.trace is not None:
         _record(lm, args.trace)
     if args.json:
@@ -48,7 +50,7 @@ def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     if not sys.stderr.isatty():
         return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
-                    batch=batch)
+                    batch=batch, draft=args.draft)
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -56,7 +58,7 @@ def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading")
         return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory, batch=batch,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total))
+                    draft=args.draft, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _record(lm: LanguageModel, file: Path) -> None:

@@ -146,7 +146,7 @@ def engine_for(lm: LanguageModel, lengths: Sequence[int], max_tokens: int, batch
     n_running = max(1, sum(needed <= n_blocks for needed in itertools.accumulate(longest)))
     most = lm.step_tokens or min(LONG_STEP, available_bytes() // STEP_SHARE // token_bytes(config))
     prompt_tokens = sum(sorted(lengths, reverse=True)[:n_running])
-    return Engine(lm.model, eos_ids=lm.eos_ids, n_blocks=n_blocks, max_running=n_running,
+    return Engine(lm.model, eos_ids=lm.eos_ids, draft=lm.draft, n_blocks=n_blocks, max_running=n_running,
                   step_tokens=max(n_running, min(prompt_tokens + n_running, most)), step_s=math.inf,
                   max_waiting=n_running, max_waiting_tokens=1 << 62)
 

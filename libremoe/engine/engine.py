@@ -8,15 +8,16 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from libremoe.batch import BLOCK_SIZE, Batch, KVCache
 from libremoe.config import ModelConfig
+from libremoe.engine.drafting import MAX_DRAFT, DraftStats
 from libremoe.engine.kv_cache import BlockAllocator, hash_blocks, num_blocks
 from libremoe.engine.runner import Model, Runner
-from libremoe.engine.scheduler import Pace, Scheduler
+from libremoe.engine.scheduler import Pace, Scheduler, Work
 from libremoe.engine.sequence import Constraint, FinishReason, Output, QueueFull, Sequence
 from libremoe.errors import LibremoeError
 from libremoe.memory import available_bytes
@@ -65,6 +66,7 @@ class Engine:
         max_waiting: int = 256,
         max_waiting_tokens: int | None = None,
         share_prefixes: bool = True,
+        draft: int = 0,
     ):
         """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of
         64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of the free memory.
@@ -73,11 +75,14 @@ class Engine:
         nobody waits for a step).
         max_waiting, max_waiting_tokens: bounds of the queue (tokens: prompts plus the most they may generate).
 
+        draft: how many tokens a decoding sequence guesses ahead with the experts in memory (drafting.py says how).
+
         Raises LibremoeError where the cache would not hold one block or step_tokens is less than max_running.
         """
         config = model.config
         if not 0 < max_running <= step_tokens:
             raise LibremoeError(f"max_running {max_running} must be at least 1 and at most step_tokens {step_tokens}")
+        check_draft(draft, config)
         kv_dtype = kv_dtype or model.dtype
         block_bytes = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
         if n_blocks is None:
@@ -94,7 +99,7 @@ class Engine:
             eos_ids = frozenset() if config.eos_id is None else frozenset([config.eos_id])
         self.step_tokens = step_tokens
         self.scheduler = Scheduler(BlockAllocator(n_blocks, share_prefixes), eos_ids, max_running,
-                                   Pace(step_tokens, step_s))
+                                   Pace(step_tokens, step_s), draft)
         self.runner = Runner(model, self.kv)
         self.max_tokens = min(config.context_len, n_blocks * BLOCK_SIZE)  # of one sequence, prompt included
         self._ids = itertools.count(1)
@@ -167,15 +172,16 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[Output]:
-        """One step for every sequence that gets a turn; at most one output for each."""
+        """One step for every sequence that gets a turn; an output for each token, one unless tokens are drafted."""
         began = time.monotonic()
         with self._lock:
             ended = self.scheduler.sweep()
             works = self.scheduler.schedule()
+        works = self.runner.draft(works)
         results = self.runner.run(works)
         with self._lock:
             outputs = self.scheduler.commit(results)
-            self._count(sum(work.stop - work.start for work in works), time.monotonic() - began)
+            self._count(works, len(outputs), time.monotonic() - began)
         return ended + outputs
 
     @torch.inference_mode()
@@ -210,6 +216,11 @@ class Engine:
                 steps=self._steps, finished=dict(s.finished), tokens_per_s=self._tokens_per_s,
             )
 
+    def draft_stats(self) -> DraftStats:
+        """What drafting has done so far; all 0 where there is none."""
+        with self._lock:
+            return replace(self.scheduler.drafts)
+
     def _check_queue(self, seq: Sequence) -> None:
         n_waiting, n_tokens = len(self.scheduler.waiting), self._waiting_tokens()
         if n_waiting == 0 and self.max_waiting > 0:
@@ -231,8 +242,11 @@ class Engine:
         """Time in which half of the waiting tokens are done at the present rate, within 1 s and 10 minutes."""
         return min(600.0, max(1.0, n_tokens / 2 / max(self._tokens_per_s, 1.0)))
 
-    def _count(self, n_tokens: int, seconds: float) -> None:
+    def _count(self, works: list[Work], n_outputs: int, seconds: float) -> None:
         self._steps += 1
+        n_tokens = sum(work.stop - work.start for work in works)
+        if works and n_tokens == len(works):  # all decode
+            self.scheduler.drafts.note(sum(len(work.draft) for work in works), n_outputs, seconds)
         self.scheduler.pace.note(n_tokens, seconds)
         if n_tokens and seconds > 0:
             rate = n_tokens / seconds
@@ -250,6 +264,15 @@ def check_experts(experts: int | None, config: ModelConfig) -> int | None:
         raise LibremoeError(f"experts is {experts}; this model has {config.n_experts} experts, "
                             f"{config.n_experts_per_tok} of which work on a token by default")
     return experts
+
+
+def check_draft(draft: int, config: ModelConfig) -> None:
+    """Raises LibremoeError where so many tokens cannot be drafted by this model."""
+    if not 0 <= draft <= MAX_DRAFT:
+        raise LibremoeError(f"draft is {draft}; it must be from 0 to {MAX_DRAFT} tokens")
+    if draft and not config.is_moe:
+        raise LibremoeError(f"draft is {draft}, but this model ({config.family}) has no experts to draft with: "
+                            f"leave it out")
 
 
 def check_tokens(tokens: list[int], vocab_size: int, context_len: int | None = None) -> None:

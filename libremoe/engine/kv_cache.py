@@ -121,13 +121,13 @@ class BlockAllocator:
             self.hit_tokens += seq.num_cached
             seq.num_shared = seq.num_cached
 
-    def can_grow(self, seq: Sequence) -> bool:
-        """Whether all tokens of seq have a place, or could be given one."""
-        return num_blocks(seq.num_tokens) - len(seq.block_table) <= len(self._free) + len(self._idle)
+    def can_grow(self, seq: Sequence, n_more: int = 0) -> bool:
+        """Whether all tokens of seq, and n_more that may follow, have a place, or could be given one."""
+        return num_blocks(seq.num_tokens + n_more) - len(seq.block_table) <= len(self._free) + len(self._idle)
 
-    def grow(self, seq: Sequence) -> None:
-        """Give seq the blocks that its tokens lack; can_grow must hold."""
-        while len(seq.block_table) < num_blocks(seq.num_tokens):
+    def grow(self, seq: Sequence, n_more: int = 0) -> None:
+        """Give seq the blocks that its tokens, and n_more that may follow, lack; can_grow must hold."""
+        while len(seq.block_table) < num_blocks(seq.num_tokens + n_more):
             seq.block_table.append(self._take())
 
     def publish(self, seq: Sequence, start: int, stop: int) -> None:

@@ -8,7 +8,9 @@ a step writes the same keys and values to the same places.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,7 +19,7 @@ from libremoe.batch import Batch, KVCache
 from libremoe.config import ModelConfig
 from libremoe.engine.kv_cache import num_blocks
 from libremoe.engine.scheduler import Result, Work
-from libremoe.engine.sequence import Logprob, Sequence
+from libremoe.engine.sequence import Logprob
 from libremoe.errors import LibremoeError
 from libremoe.sampling import Sampled, sample
 
@@ -59,6 +61,35 @@ class Runner:
             row += n_rows
         return results
 
+    @torch.inference_mode()
+    def draft(self, works: list[Work]) -> list[Work]:
+        """The same works, with drafted tokens where there is room for them. Failing here means fewer drafts."""
+        drafts: dict[int, list[int]] = {i: [] for i, work in enumerate(works) if work.n_draft}
+        going = list(drafts)
+        try:
+            while going:
+                for i, logits_V in zip(going, self._guess([(works[i], drafts[i]) for i in going]), strict=True):
+                    seq, n = works[i].seq, len(drafts[i])
+                    counts = seq.output_counts + Counter(drafts[i])
+                    token = sample(logits_V, seq.params, len(seq.output_ids) + n, seq.prompt_counts, counts).token
+                    if self.model.config.pad_id is not None and token <= self.model.config.pad_id:
+                        going = [j for j in going if j != i]  # the cache remembers for ever that it has seen a pad
+                        continue
+                    drafts[i].append(token)
+                going = [i for i in going if len(drafts[i]) < works[i].n_draft]
+        except Exception:  # the pass that verifies meets the same failure, if it is one of the model
+            log.exception("drafting failed")
+        return [replace(work, draft=tuple(drafts.get(i, ()))) for i, work in enumerate(works)]
+
+    def _guess(self, drafting: list[tuple[Work, list[int]]]) -> torch.Tensor:
+        """(B, V): what follows the last drafted token of each, or its last true one, by the experts in memory."""
+        tokens = [draft[-1] if draft else work.seq.tokens(work.stop - 1, work.stop)[0] for work, draft in drafting]
+        ends = [work.stop + len(draft) for work, draft in drafting]
+        tables = [work.seq.block_table[: num_blocks(end)] for (work, _), end in zip(drafting, ends, strict=True)]
+        batch = Batch(list(range(len(tokens) + 1)), torch.tensor(ends) - 1, ends, tables,
+                      n_active=self._n_active([work for work, _ in drafting]), resident_only=True)
+        return self.model(torch.tensor(tokens), batch, self.kv)
+
     def _forward(self, works: list[Work]) -> torch.Tensor:
         """(M, V) float32: the rows that _rows names, work after work."""
         tokens: list[int] = []
@@ -67,11 +98,11 @@ class Runner:
         starts = [0]
         for work in works:
             rows += [starts[-1] + position - work.start for position in _rows(work)]
-            tokens += work.seq.tokens(work.start, work.stop)
-            positions += range(work.start, work.stop)
+            tokens += [*work.seq.tokens(work.start, work.stop), *work.draft]
+            positions += range(work.start, work.end)
             starts.append(len(tokens))
-        tables = [work.seq.block_table[: num_blocks(work.stop)] for work in works]
-        batch = Batch(starts, torch.tensor(positions), [work.stop for work in works], tables,
+        tables = [work.seq.block_table[: num_blocks(work.end)] for work in works]
+        batch = Batch(starts, torch.tensor(positions), [work.end for work in works], tables,
                       torch.tensor(rows, dtype=torch.int64), self._n_active(works))
         return self.model(torch.tensor(tokens), batch, self.kv)
 
@@ -86,18 +117,27 @@ class Runner:
             prompt_logprobs = _prompt_logprobs(work, logits_MV)
             if not work.is_last or seq.max_tokens == 0:
                 return Result(work, prompt_logprobs=prompt_logprobs)
-            return Result(work, _draw(seq, logits_MV[-1]), prompt_logprobs)
+            return Result(work, _draw(work, logits_MV), prompt_logprobs)
         except Exception as error:  # constraints are not ours, and a mask may leave nothing to draw
             log.exception("sequence %d failed", seq.id)
             return Result(work, error=_sentence(error))
 
 
-def _draw(seq: Sequence, logits_V: torch.Tensor) -> Sampled:
+def _draw(work: Work, logits_MV: torch.Tensor) -> tuple[Sampled, ...]:
+    """The next token, and after each drafted token that equals the true one, one more (drafting.py says why)."""
+    seq = work.seq
     mask = None if seq.constraint is None else seq.constraint.mask()
-    sampled = sample(logits_V, seq.params, len(seq.output_ids), seq.prompt_counts, seq.output_counts, mask)
+    counts = Counter(seq.output_counts) if work.draft else seq.output_counts
+    sampled: list[Sampled] = []
+    for i, logits_V in enumerate(logits_MV[-1 - len(work.draft) :]):
+        one = sample(logits_V, seq.params, len(seq.output_ids) + i, seq.prompt_counts, counts, mask)
+        sampled.append(one)
+        if i == len(work.draft) or one.token != work.draft[i]:
+            break
+        counts[one.token] += 1
     if seq.constraint is not None:
-        seq.constraint.accept(sampled.token)
-    return sampled
+        seq.constraint.accept(sampled[0].token)
+    return tuple(sampled)
 
 
 def _first_row(work: Work) -> int:
@@ -106,11 +146,11 @@ def _first_row(work: Work) -> int:
 
 
 def _rows(work: Work) -> Rows[int]:
-    """Positions whose logits are wanted: those before each prompt token that is to be scored, and the last."""
+    """Positions whose logits are wanted: those before each prompt token that is to be scored, the last, and drafts."""
     scored = range(0)
     if work.seq.n_prompt_logprobs is not None:
         scored = range(_first_row(work), min(work.stop, len(work.seq.prompt_ids) - 1))
-    return [*scored, work.stop - 1] if work.is_last else scored
+    return [*scored, *range(work.stop - 1, work.end)] if work.is_last else scored
 
 
 def _prompt_logprobs(work: Work, logits_MV: torch.Tensor) -> tuple[Logprob, ...]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libremoe.batch import BLOCK_SIZE
+from libremoe.engine.drafting import PLAIN_EVERY, DraftStats
 from libremoe.engine.kv_cache import BlockAllocator
 from libremoe.engine.sequence import FinishReason, Logprob, Output, Sequence
 from libremoe.sampling import Sampled
@@ -21,11 +22,22 @@ from libremoe.sampling import Sampled
 
 @dataclass(frozen=True)
 class Work:
-    """A sequence's turn: compute its tokens start:stop, and sample the next one if these are all it has."""
+    """A sequence's turn: compute its tokens start:stop, and sample the next one if these are all it has.
+
+    n_draft: for how many drafted tokens after them there is room. draft: those tokens, once they are drafted; they are
+    computed too, and each that proves right is followed by one more sampled token.
+    """
 
     seq: Sequence
     start: int
     stop: int
+    n_draft: int = 0
+    draft: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """One after the last position that is computed."""
+        return self.stop + len(self.draft)
 
     @property
     def is_last(self) -> bool:
@@ -34,10 +46,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a Work: a token where it was the last piece, or an error."""
+    """What became of a Work: a token where it was the last piece, and one more for each right draft; or an error."""
 
     work: Work
-    sampled: Sampled | None = None
+    sampled: tuple[Sampled, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     error: str | None = None
 
@@ -74,9 +86,12 @@ class Pace:
 
 
 class Scheduler:
-    def __init__(self, blocks: BlockAllocator, eos_ids: frozenset[int], max_running: int, pace: Pace):
+    def __init__(self, blocks: BlockAllocator, eos_ids: frozenset[int], max_running: int, pace: Pace,
+                 draft: int = 0):
         self.blocks, self.eos_ids = blocks, eos_ids
-        self.max_running, self.pace = max_running, pace
+        self.max_running, self.pace, self.draft = max_running, pace, draft
+        self.drafts = DraftStats()
+        self._schedules = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order in which they were let in
         self.preemptions = 0
@@ -119,11 +134,14 @@ class Scheduler:
             coming.update(self._unpublished(seq))
             works.append(self._piece(seq, budget))
             budget -= works[-1].stop - works[-1].start
+        self._schedules += 1
+        if self.draft and self._schedules % PLAIN_EVERY:
+            works = [self._with_room(work) for work in works]
         return works
 
     def commit(self, results: list[Result]) -> list[Output]:
         """Write the results of a step into their sequences, and say what is new."""
-        return [output for result in results if (output := self._commit(result)) is not None]
+        return [output for result in results for output in self._commit(result)]
 
     def finish(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         """End a sequence that gets no token in this step, and free its blocks."""
@@ -143,35 +161,55 @@ class Scheduler:
         self.blocks.clear()
         return outputs
 
-    def _commit(self, result: Result) -> Output | None:
+    def _commit(self, result: Result) -> list[Output]:
         seq, work = result.work.seq, result.work
         if result.error is not None:
-            return self.finish(seq, "error", result.error)
+            return [self.finish(seq, "error", result.error)]
         was_last = work.is_last
         self.prompt_tokens += max(0, min(work.stop, len(seq.prompt_ids)) - work.start)
-        self.blocks.publish(seq, work.start, work.stop)
-        seq.num_cached = work.stop
+        is_first = not seq.output_ids and seq.n_prompt_logprobs is not None
         if result.prompt_logprobs:
             seq.prompt_logprobs += result.prompt_logprobs
+        new = self._append(seq, result.sampled)
+        computed = work.stop + max(0, len(new) - 1)  # the last of the new tokens has no keys and values yet
+        self.blocks.publish(seq, work.start, computed)
+        seq.num_cached = computed
+        if work.draft:
+            self.drafts.passes += 1
+            self.drafts.drafted += len(work.draft)
+            self.drafts.accepted += len(new) - 1
         if not was_last:
-            return None
-        is_first = not seq.output_ids and seq.n_prompt_logprobs is not None
+            return []
         prompt_logprobs = tuple(seq.prompt_logprobs) if is_first else None
-        sampled = result.sampled
-        if sampled is None:  # max_tokens 0
+        if not new:  # max_tokens 0
             self._end(seq, "length")
-            return Output(seq.id, finish_reason="length", prompt_logprobs=prompt_logprobs)
-        seq.output_ids.append(sampled.token)
-        seq.output_counts[sampled.token] += 1
-        self.generated_tokens += 1
-        top = tuple(sampled.top)
-        if sampled.logprob is not None:
-            seq.logprobs.append(Logprob(sampled.token, sampled.logprob, top))
-        if sampled.token in self.eos_ids and not seq.params.ignore_eos:
-            self._end(seq, "stop")
-        elif len(seq.output_ids) >= seq.max_tokens:
-            self._end(seq, "length")
-        return Output(seq.id, sampled.token, sampled.logprob, top, seq.finish_reason, None, prompt_logprobs)
+            return [Output(seq.id, finish_reason="length", prompt_logprobs=prompt_logprobs)]
+        outputs = []
+        for i, (sampled, reason) in enumerate(new):
+            if reason is not None:
+                self._end(seq, reason)
+            outputs.append(Output(seq.id, sampled.token, sampled.logprob, tuple(sampled.top), reason, None,
+                                  prompt_logprobs if i == 0 else None))
+        return outputs
+
+    def _append(self, seq: Sequence, sampled: tuple[Sampled, ...]) -> list[tuple[Sampled, FinishReason | None]]:
+        """Give seq these tokens up to the one that ends it, if one does; those that it got, with the reason to end."""
+        new: list[tuple[Sampled, FinishReason | None]] = []
+        for one in sampled:
+            seq.output_ids.append(one.token)
+            seq.output_counts[one.token] += 1
+            self.generated_tokens += 1
+            if one.logprob is not None:
+                seq.logprobs.append(Logprob(one.token, one.logprob, tuple(one.top)))
+            reason: FinishReason | None = None
+            if one.token in self.eos_ids and not seq.params.ignore_eos:
+                reason = "stop"
+            elif len(seq.output_ids) >= seq.max_tokens:
+                reason = "length"
+            new.append((one, reason))
+            if reason is not None:
+                break
+        return new
 
     def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         if seq.status == "running":
@@ -205,6 +243,20 @@ class Scheduler:
         self.blocks.allocate(seq, shared)
         self.running.append(seq)
         seq.status, seq.began = "running", True
+
+    def _with_room(self, work: Work) -> Work:
+        """Room for drafted tokens after those of a sequence that decodes, as far as blocks are free: none is put back
+        for them. No draft follows a constraint, which walks along with true tokens only."""
+        seq = work.seq
+        if work.stop - work.start > 1 or not work.is_last or seq.constraint is not None:
+            return work
+        n_draft = min(self.draft, seq.max_tokens - len(seq.output_ids) - 1)
+        while n_draft > 0 and not self.blocks.can_grow(seq, n_draft):
+            n_draft -= 1
+        if n_draft <= 0:
+            return work
+        self.blocks.grow(seq, n_draft)
+        return replace(work, n_draft=n_draft)
 
     def _piece(self, seq: Sequence, budget: int) -> Work:
         return Work(seq, seq.num_cached, min(seq.num_cached + budget, seq.num_tokens))
