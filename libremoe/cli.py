@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_inspect(commands)
     _add_eval(commands)
+    _add_plan(commands)
     _add_make_tiny(commands)
     _add_sandbox(commands)
     return parser
@@ -238,6 +239,21 @@ def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
     command = _command(commands, "eval", "libremoe.evals.run:run", "measure a model on public benchmarks")
     eval_flags.add_eval(command, _add_loading, MODEL_HELP)
+
+
+def _add_plan(commands) -> None:  # type: ignore[no-untyped-def]
+    plan = _command(commands, "plan", "libremoe.plan:run",
+                    "say whether a model runs here, in which format, how fast, and why")
+    plan.add_argument("path", type=Path, help=MODEL_HELP + "; or the name of one that is not here: grok-1")
+    plan.add_argument("--ram", metavar="SIZE", help="memory to plan with, as 24G; default: what is free")
+    plan.add_argument("--disk", metavar="RATE", help="of large reads, as 1.2G/s; default: measured on the model's files")
+    plan.add_argument("--format", choices=("bf16", "int8", "int4", "int3", "int2"), help="this one only; default: all")
+    plan.add_argument("--context", type=int, metavar="N", help="tokens of each text (default 512)")
+    plan.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default 1)")
+    plan.add_argument("--prompt", type=int, metavar="N", help="tokens before the first new one (default 512)")
+    plan.add_argument("--machine", type=Path, metavar="FILE", help="plan for this machine instead (docs/hardware.md)")
+    plan.add_argument("--save-machine", type=Path, metavar="FILE", help="write what was measured in that form")
+    plan.add_argument("--json", action="store_true")
 
 
 def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]

@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
             print(text, end="", flush=True)
     print()
     if args.stats:
-        print(lm.stats.describe(), file=sys.stderr)
+        from libremoe.plan import after_run
+
+        print(lm.stats.describe(), after_run(args.path, lm.stats), sep="\n", file=sys.stderr)
     return 0
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"run", "throughput", "chat", "server", "train", "evals", "plan"},
     {"language_model"},
     {"engine"},
-    {"convert", "verify", "inspect", "tiny"},
+    {"forecast", "convert", "verify", "inspect", "tiny", "machine"},
     {"loading"},
     {"model", "sampling", "constrain"},
     {"tokenizer"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"streaming"},
     {"experts", "batch", "direct_read", "eviction"},
     {"quant", "config", "sandbox"},
-    {"errors", "progress", "memory", "eviction", "answer_file", "_kernels"},
+    {"errors", "progress", "memory", "answer_file", "_kernels"},
 ]
 WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys", "evals.flags"]
 

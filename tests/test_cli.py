@@ -25,7 +25,7 @@ def test_help_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "convert", "verify", "inspect", "make-tiny"])
+@pytest.mark.parametrize("command", ["run", "chat", "convert", "verify", "inspect", "plan", "make-tiny"])
 def test_every_command_explains_itself(command: str) -> None:
     answer = libremoe(command, "--help")
     assert answer.returncode == 0 and "usage: libremoe" in answer.stdout

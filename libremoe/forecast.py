@@ -1,0 +1,235 @@
+"""What a model will do on a machine, by arithmetic: where its parts go, tokens/s, time to first token, energy.
+
+Each time is a sum of terms, and each term says its formula with the numbers in it, so that a person can check it. The
+reasoning: one token must read every weight that it touches once, and a second token in the same step reads the same
+bytes again from the processor's cache, so a step takes (bytes / rate of reading) or (operations / rate of computing),
+whichever is more: the roofline of S. Williams, A. Waterman, D. Patterson, "Roofline", CACM 52(4), 2009.
+
+Shape letters: E experts a layer, A active, L layers, N tokens in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from libremoe.config import ModelConfig
+from libremoe.errors import LibremoeError
+from libremoe.loading import MARGIN, STEP_TOKENS, working_bytes
+from libremoe.machine import Machine
+from libremoe.progress import size_text
+
+KV_PART = 10  # at most this part of the memory is kept for keys and values: loading.plan_budget
+KV_ITEM_BYTES = 4  # keys and values are float32, as activations are by default
+PROCESS_BYTES = 350_000_000  # interpreter, torch and kernels: RSS over the weights in bench/RESULTS.md, "Whole network"
+TOKEN_S = 1e-3  # scheduling, sampling and text of one step
+ATTENTION_SHARE = 0.3  # of the read rate at which the cache is read: bench/RESULTS.md, "Kernels", 7 of 22 GB/s
+ATTENTION_OPS_SHARE = 0.1  # of the products' rate at which a prompt attends; a small term, not measured closely
+OVERLAP = 0.5  # of the shorter of reading and computing that hides behind the longer; 1 would be perfect prediction
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One model in one format, in bytes of memory.
+
+    shared: all weights that are no expert's. touched: format -> bytes of them that one token reads, which leaves out an
+    input table that is not the output's too; touched_params: format -> their number. expert: one expert, a dense
+    feed-forward being the only one of its layer. disk: all files.
+    """
+
+    config: ModelConfig
+    format: str  # of experts
+    shared: int
+    touched: Mapping[str, int]
+    touched_params: Mapping[str, int]
+    expert: int
+    disk: int
+    streams: bool = True  # whether the files let experts be read one by one
+
+    @property
+    def n_experts(self) -> int:
+        """In all layers together."""
+        return self.config.n_layers * max(self.config.n_experts, 1)
+
+    @property
+    def weights(self) -> int:
+        return self.shared + self.n_experts * self.expert
+
+
+@dataclass(frozen=True)
+class Term:
+    name: str
+    seconds: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer. placement: "resident", "streamed" or "does not fit". Rates are per second over all sequences.
+
+    memory: what was given; least: the smallest that works. cache_bytes: the slots of experts, or all experts.
+    hit_rate: expected share of experts found in memory once the cache is warm. terms: of a warm step; cold_terms: of
+    one in which no expert is in memory; first_terms: of the first token. Times are infinite where it does not fit.
+    """
+
+    format: str
+    placement: str
+    memory: float
+    least: float
+    shared_bytes: int
+    kv_bytes: int
+    process_bytes: int
+    cache_bytes: int
+    slots: int
+    n_experts: int
+    hit_rate: float
+    disk_bytes: int
+    tokens_per_s: float = 0.0
+    cold_tokens_per_s: float = 0.0
+    first_token_s: float = float("inf")
+    load_s: float = float("inf")
+    joules_per_token: float = float("inf")
+    terms: tuple[Term, ...] = field(default=())
+    cold_terms: tuple[Term, ...] = field(default=())
+    first_terms: tuple[Term, ...] = field(default=())
+
+
+def distinct_experts(config: ModelConfig, n_tokens: int) -> float:
+    """How many different experts of a layer N tokens choose on average, were each choice as likely as any other:
+    E * (1 - (1 - A / E)^N)."""
+    if not config.is_moe:
+        return 1.0
+    n, active = config.n_experts, config.n_experts_per_tok
+    return float(n * (1 - (1 - active / n) ** n_tokens))
+
+
+def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, context: int = 512, batch: int = 1,
+             prompt: int = 512, slots: int | None = None) -> Forecast:
+    """What `sizes` does on `machine`.
+
+    memory: bytes that the run may have, by default all that the machine has. context: tokens held by each of `batch`
+    sequences while they decode. prompt: tokens before the first one. slots: as many experts are in memory, instead of
+    what `memory` allows. The expected hit rate is slots / experts: exact where routing is uniform, too low where not.
+    Memory is shared out as loading.plan_budget does it.
+    Raises LibremoeError for counts that are not positive or a context that the model does not have.
+    """
+    config = sizes.config
+    for name, value, most in (("context", context, config.context_len), ("prompt", prompt, config.context_len),
+                              ("batch", batch, 4096)):
+        if not 0 < value <= most:
+            raise LibremoeError(f"{name} must be from 1 to {most}, not {value}")
+    memory = machine.ram if memory is None else memory
+    process = PROCESS_BYTES + MARGIN + working_bytes(config)
+    asked, whole = _kv_bytes(config, context) * batch, _kv_bytes(config, config.context_len)
+    experts = (1 if sizes.streams else sizes.n_experts) * sizes.expert  # that must be in memory, at least
+    fixed = process + sizes.shared
+    least = fixed + experts + max(asked, min(whole, (fixed + experts) // (KV_PART - 1)))
+    kv = int(max(asked, min(whole, memory // KV_PART)))
+    if slots is None:
+        slots = int(max(0, min(sizes.n_experts, (memory - fixed - kv) // sizes.expert)))
+    resident = slots == sizes.n_experts
+    placement = "resident" if resident else "streamed" if slots and sizes.streams else "does not fit"
+    hits = slots / sizes.n_experts
+    where = Forecast(sizes.format, placement, memory, least, sizes.shared, kv, process, slots * sizes.expert, slots,
+                     sizes.n_experts, 0.0, sizes.disk)
+    if placement == "does not fit":
+        return where
+    warm = _step(sizes, machine, batch, batch * context, hits)
+    cold = _step(sizes, machine, batch, batch * context, 1.0 if resident else 0.0)
+    first = _first_token(sizes, machine, prompt, 1.0 if resident else hits)
+    step_s = total(warm)
+    return replace(
+        where, hit_rate=hits, tokens_per_s=batch / step_s, cold_tokens_per_s=batch / total(cold),
+        first_token_s=total(first), load_s=(sizes.weights if resident else sizes.shared) / machine.disk,
+        joules_per_token=machine.power * step_s / batch, terms=warm, cold_terms=cold, first_terms=first,
+    )
+
+
+def total(terms: tuple[Term, ...]) -> float:
+    """Seconds."""
+    return sum(term.seconds for term in terms)
+
+
+def _kv_bytes(config: ModelConfig, context: int) -> int:
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_ITEM_BYTES * context
+
+
+def _step(sizes: Sizes, machine: Machine, n_tokens: int, context: int, hits: float) -> tuple[Term, ...]:
+    """A step of N tokens, each the next of its sequence. context: tokens in the cache, of all sequences together."""
+    cached = min(context, n_tokens * (sizes.config.sliding_window or context))
+    kv_bytes, kv_rate = _kv_bytes(sizes.config, cached), ATTENTION_SHARE * machine.read
+    attention = Term("keys and values", kv_bytes / kv_rate, f"{size_text(kv_bytes)} / {_rate(kv_rate)}")
+    terms = [*_weights(sizes, machine, n_tokens, n_tokens), attention, *_overhead(sizes, machine, 1)]
+    return _with_disk(sizes, machine, terms, distinct_experts(sizes.config, n_tokens), hits)
+
+
+def _first_token(sizes: Sizes, machine: Machine, prompt: int, hits: float) -> tuple[Term, ...]:
+    """A prompt, in steps of at most STEP_TOKENS; each of them touches nearly every expert once."""
+    n_steps = -(-prompt // STEP_TOKENS)
+    n = prompt / n_steps
+    config = sizes.config
+    head = 1 / n  # logits are wanted for the last token only
+    terms = [Term(t.name, n_steps * t.seconds, f"{n_steps} x {t.formula}" if n_steps > 1 else t.formula)
+             for t in _weights(sizes, machine, n, n, head)]
+    n_ops = 4 * config.n_heads * config.head_dim * config.n_layers * prompt * min(
+        prompt / 2, config.sliding_window or prompt)
+    ops_rate = ATTENTION_OPS_SHARE * machine.rate(sizes.format).prefill
+    terms.append(Term("attention", n_ops / ops_rate, f"{n_ops / 1e12:.2f} T operations / {_rate(ops_rate, 'op')}"))
+    terms += _overhead(sizes, machine, n_steps)
+    return _with_disk(sizes, machine, terms, n_steps * distinct_experts(config, round(n)), hits)
+
+
+def _weights(sizes: Sizes, machine: Machine, n_tokens: float, n_distinct_tokens: float,
+             head: float = 1.0) -> list[Term]:
+    """Reading or multiplying weights, whichever is longer. head: share of tokens whose logits are computed."""
+    config = sizes.config
+    terms = []
+    for format, n_bytes in sizes.touched.items():
+        rates, n_params = machine.rate(format), sizes.touched_params[format]
+        if format == _head_format(sizes):
+            n_params = n_params - round((1 - head) * config.vocab_size * config.dim)
+        terms.append(_roofline(f"shared weights, {format}", n_bytes, 2 * n_tokens * n_params, rates.decode,
+                               rates.prefill))
+    rates = machine.rate(sizes.format)
+    n_bytes = round(distinct_experts(config, max(1, round(n_distinct_tokens))) * config.n_layers * sizes.expert)
+    n_ops = 2 * n_tokens * config.n_layers * max(config.n_experts_per_tok, 1) * 3 * config.dim * config.hidden_dim
+    name = "experts" if config.is_moe else "feed-forwards"
+    terms.append(_roofline(f"{name}, {sizes.format}", n_bytes, n_ops, rates.decode, rates.prefill))
+    return terms
+
+
+def _head_format(sizes: Sizes) -> str:
+    """The format whose touched weights include the output table: the one with at least as many parameters as that."""
+    table = sizes.config.vocab_size * sizes.config.dim
+    fits = [format for format, n in sizes.touched_params.items() if n >= table]
+    others = [format for format in fits if format != sizes.format]
+    return (others or fits or [sizes.format])[0]
+
+
+def _roofline(name: str, n_bytes: int, n_ops: float, read: float, compute: float) -> Term:
+    by_bytes, by_ops = n_bytes / read, n_ops / compute
+    if by_bytes >= by_ops:
+        return Term(name, by_bytes, f"{size_text(n_bytes)} / {_rate(read)}")
+    return Term(name, by_ops, f"{n_ops / 1e12:.2f} T operations / {_rate(compute, 'op')}")
+
+
+def _overhead(sizes: Sizes, machine: Machine, n_steps: int) -> list[Term]:
+    n, layer_s = n_steps * sizes.config.n_layers, machine.layer_s
+    return [Term("small operations", n * layer_s + n_steps * TOKEN_S,
+                 f"{n} layers x {layer_s * 1e3:.2f} ms + {n_steps} x {TOKEN_S * 1e3:.0f} ms")]
+
+
+def _with_disk(sizes: Sizes, machine: Machine, terms: list[Term], n_distinct: float, hits: float) -> tuple[Term, ...]:
+    """With what reading the missing experts adds: all of it, less what one hides behind the other."""
+    n_bytes = round(n_distinct * sizes.config.n_layers * sizes.expert * (1 - hits))
+    if not n_bytes:
+        return tuple(terms)
+    disk_s, compute_s = n_bytes / machine.disk, sum(term.seconds for term in terms)
+    hidden = OVERLAP * min(disk_s, compute_s)
+    missing = f"{1 - hits:.0%} missing: {size_text(n_bytes)} / {_rate(machine.disk)}"
+    return (*terms, Term("experts from disk", disk_s, missing),
+            Term("both at once", -hidden, f"-{OVERLAP:.0%} of the shorter, {min(disk_s, compute_s):.3g} s"))
+
+
+def _rate(per_s: float, unit: str = "B") -> str:
+    return f"{per_s / 1e9:.2f} GB/s" if unit == "B" else f"{per_s / 1e12:.3f} T/s"
