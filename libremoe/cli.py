@@ -246,7 +246,7 @@ def _add_plan(commands) -> None:  # type: ignore[no-untyped-def]
                     "say whether a model runs here, in which format, how fast, and why")
     plan.add_argument("path", type=Path, help=MODEL_HELP + "; or the name of one that is not here: grok-1")
     plan.add_argument("--ram", metavar="SIZE", help="memory to plan with, as 24G; default: what is free")
-    plan.add_argument("--disk", metavar="RATE", help="of large reads, as 1.2G/s; default: measured on the model's files")
+    plan.add_argument("--disk", metavar="RATE", help="of large reads, as 1.2G/s; default: measured on the files")
     plan.add_argument("--format", choices=("bf16", "int8", "int4", "int3", "int2"), help="this one only; default: all")
     plan.add_argument("--context", type=int, metavar="N", help="tokens of each text (default 512)")
     plan.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default 1)")

@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     """
     model, config, entry_of, reader = find_model(args.path)
     offered = offered_sizes(config, entry_of, reader, args.format)
-    machine = _machine(args, offered, reader)
     memory = amount(args.ram, "--ram") if args.ram else None
-    if args.disk:
-        machine = dataclasses.replace(machine, disk=amount(args.disk, "--disk"),
+    disk = amount(args.disk, "--disk") if args.disk else None
+    machine = _machine(args, offered, reader)
+    if disk is not None:
+        machine = dataclasses.replace(machine, disk=disk,
                                       assumed=tuple(name for name in machine.assumed if name != "disk"))
     context, prompt = (min(DEFAULT_TOKENS, config.context_len) if n is None else n for n in (args.context, args.prompt))
     made = {name: forecast(sizes, machine, memory, context, args.batch, prompt)
@@ -156,7 +157,7 @@ def _machine(args: argparse.Namespace, offered: dict[str, Sizes], reader: Reader
             print(f"\r\x1b[Kmeasuring {what} ...", end="", file=sys.stderr, flush=True)
 
     needed = {name for sizes in offered.values() for name in (sizes.format, *sizes.touched)}
-    machine = measure(_files(reader), tuple(name for name in RATED if name in needed), say)
+    machine = measure(files_of(reader), tuple(name for name in RATED if name in needed), say)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     load = os.getloadavg()[0]
@@ -174,7 +175,7 @@ def _machine(args: argparse.Namespace, offered: dict[str, Sizes], reader: Reader
     return machine
 
 
-def _files(reader: Reader | None) -> list[Path]:
+def files_of(reader: Reader | None) -> list[Path]:
     """The model's files, the largest first."""
     if reader is None:
         return []
@@ -217,7 +218,7 @@ def verdict_line(model: str, made: dict[str, Forecast], best: str, reader: Reade
 def speed_text(tokens_per_s: float) -> str:
     if tokens_per_s >= 0.5:
         return f"{tokens_per_s:.1f} tokens/s"
-    return f"a token every {1 / tokens_per_s:.0f} s" if tokens_per_s else "no tokens"
+    return f"a token every {1 / tokens_per_s:.2g} s" if tokens_per_s else "no tokens"
 
 
 def plain(model: str, machine: Machine, made: dict[str, Forecast], best: str, verdict: str) -> dict[str, Any]:
