@@ -85,7 +85,8 @@ def main() -> None:
     for row in rows:
         print(f"{shown(row['memory']):>10s} {row['slots']:4d}/{row['experts']:4d} {row['forecast']:9.2f} "
               f"{row['actual']:9.2f} {row['ratio']:6.2f} {row['first_forecast_s']:18.2f} "
-              f"{row['first_actual_s']:8.2f} s {row['first_ratio']:6.2f}   {'met' if 0.8 <= row['ratio'] <= 1.2 else 'missed'}")
+              f"{row['first_actual_s']:8.2f} s {row['first_ratio']:6.2f}   "
+              f"{'met' if 0.8 <= row['ratio'] <= 1.2 else 'missed'}")
 
 
 def shown(memory: int | None) -> str:

@@ -22,9 +22,9 @@ MACHINES = ROOT / "docs" / "machines"
 BEGIN, END = "<!-- bench/hardware.py begins -->\n", "<!-- bench/hardware.py ends -->\n"
 MODELS = {"grok-1": "Grok-1 (314 B)", "mixtral-8x7b": "Mixtral 8x7B (47 B)", "llama-2-7b": "Llama 2 7B"}
 NOTE = """\
-These are **forecasts** by `libremoe plan NAME --machine FILE`, with the files in `docs/machines/`; nobody has
-run these machines. They take every expert for equally likely; trained routers have favourites, which makes a cache hit more
-often. libremoe has no kernels for GPUs yet, so **a GPU changes nothing today**: those rows are what the processor does.
+These are **forecasts** by `libremoe plan NAME --machine FILE`, with the files in `docs/machines/`; nobody has run these
+machines. They take every expert for equally likely; trained routers have favourites, so a cache hits more often.
+libremoe has no kernels for GPUs yet, so **a GPU changes nothing today**: those rows are what the processor does.
 """
 
 
