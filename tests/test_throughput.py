@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,13 +12,20 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from libremoe import cli
 from libremoe.answer_file import AnswerFile
+from libremoe.config import preset
+from libremoe.engine.engine import Engine
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel
+from libremoe.loading import Budget, build, build_streamed, plan_budget
 from libremoe.sampling import SamplingParams
+from libremoe.streaming import slot_size
 from libremoe.throughput import answers, engine_for, read_prompts
+from libremoe.tiny import make_tiny
+from libremoe.weights import open_checkpoint
 
 CKPT = Path(__file__).parent / "golden" / "tiny-grok1" / "ckpt-0"
 ARGS = ["--tokenizer", "bytes", "--temperature", "1", "--seed", "7", "--max-tokens", "10"]
@@ -222,3 +230,54 @@ def test_killed_and_run_again_it_gives_the_same_file_and_computes_nothing_twice(
         summary = json.loads(capsys.readouterr().out)
         assert summary["answered_before"] == n_done and summary["tokens"] == 10 * (40 - n_done)
     assert output.read_bytes() == calm.read_bytes()
+
+
+# With streamed experts.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dims = dataclasses.replace(preset("tiny"), dim=64, hidden_dim=192, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16,
+                               vocab_size=270)
+    return Path(make_tiny(tmp_path_factory.mktemp("streamed") / "m", dims=dims, format="int4", seed=3)["dst"])
+
+
+def streamed(folder: Path, n_slots: int) -> LanguageModel:
+    reader = open_checkpoint(folder)
+    one = slot_size(reader.expert_pieces(layer, e) for layer in range(reader.config.n_layers) for e in range(8))
+    return LanguageModel(build_streamed(reader, Budget(0, 0, 0, 0, 0, n_slots * one)))
+
+
+def all_tokens(lm: LanguageModel, draft: int = 0) -> tuple[dict[int, list[int]], Engine]:
+    prompts = tiny.prompts(12, 40, vocab_size=250)
+    params = [SamplingParams(seed=i, temperature=i % 2, max_tokens=8, ignore_eos=True) for i in range(12)]
+    lm.draft = draft
+    engine = engine_for(lm, [len(p) for p in prompts], 8, 64)
+    asked = list(zip(range(12), prompts, params, strict=True))
+    return {i: answer.tokens for step in answers(lm, engine, asked) for i, answer in step}, engine
+
+
+def test_each_expert_is_read_at_most_once_a_step_however_few_slots(folder: Path) -> None:
+    wanted, _ = all_tokens(LanguageModel(build(open_checkpoint(folder))))
+    for n_slots in (1, 5, 24):
+        lm = streamed(folder, n_slots)
+        found, engine = all_tokens(lm)
+        assert found == wanted
+        stats = lm.streamed.stats()
+        assert stats.hits + stats.misses <= engine.stats().steps * 3 * 8, "asked for once a layer and step"
+        assert stats.misses <= (24 if n_slots == 24 else engine.stats().steps * 3 * 8)
+
+
+def test_streamed_and_drafted_gives_the_same_tokens(folder: Path) -> None:
+    wanted, _ = all_tokens(LanguageModel(build(open_checkpoint(folder))))
+    for n_slots in (2, 10):
+        found, engine = all_tokens(streamed(folder, n_slots), draft=3)
+        assert found == wanted
+        assert engine.draft_stats().passes > 0
+
+
+def test_a_budget_for_many_gives_more_to_keys_and_steps(folder: Path) -> None:
+    reader = open_checkpoint(folder)
+    one, many = (plan_budget(reader, 2 << 30, torch.float32, batch) for batch in (1, 64))
+    assert many.kv_bytes >= one.kv_bytes and many.step_tokens > one.step_tokens == 512
+    assert many.total == one.total
