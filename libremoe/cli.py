@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_make_tiny(commands)
     _add_sandbox(commands)
+    _add_train(commands)
     return parser
 
 
@@ -273,6 +274,39 @@ def _add_sandbox(commands) -> None:  # type: ignore[no-untyped-def]
                        "say whether untrusted code can be run here, in a sandbox that holds")
     sandbox.add_argument("--self-test", action="store_true", help="try to get out in every known way; half a minute")
     sandbox.add_argument("--json", action="store_true")
+
+
+def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
+    train = commands.add_parser("train", help="make training data, and ask a model what it has learned")
+    actions = train.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_train_data(actions)
+    _add_train_behaviours(actions)
+
+
+def _add_train_data(actions) -> None:  # type: ignore[no-untyped-def]
+    data = _command(actions, "data", "libremoe.train.pack:command", "turn the training mix into shards of token ids")
+    data.add_argument("--data", type=Path, required=True, help="the folder of the mix (docs/training-data.md)")
+    data.add_argument("--out", type=Path, required=True, help="the folder to write")
+    data.add_argument("--mix", default="cpu", help="cpu (simple text for a very small model) or gpu (everything)")
+    data.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.model; default: one is trained")
+    data.add_argument("--pieces", type=int, default=4096, help="size of the tokenizer that is trained (default 4096)")
+    data.add_argument("--eval", type=Path, metavar="DIR", help="evaluation sets; what overlaps with them is dropped")
+    data.add_argument("--context", type=int, default=512, help="most tokens of a conversation (default 512)")
+    data.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens of every part (default 1)")
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def _add_train_behaviours(actions) -> None:  # type: ignore[no-untyped-def]
+    asked = _command(actions, "behaviours", "libremoe.train.behaviours:command",
+                     "ask a chat model held-out questions and score what it does")
+    asked.add_argument("path", type=Path, help=MODEL_HELP)
+    asked.add_argument("--data", type=Path, required=True, help="the folder of the mix, for its word lists")
+    asked.add_argument("--items", type=int, default=200, help="questions of each behaviour and language (default 200)")
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--answers", type=Path, metavar="FILE", help="write every question and answer, as JSON lines")
+    asked.add_argument("--json", action="store_true")
+    _add_loading(asked)
 
 
 if __name__ == "__main__":

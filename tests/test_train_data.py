@@ -297,6 +297,18 @@ def test_same_arguments_same_bytes(shards: tuple[Path, dict], mix: Path, tmp_pat
     assert other["stages"] != again["stages"] and report["mix"] == "cpu"
 
 
+def test_the_command_says_what_is_wrong(mix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from libremoe.cli import main
+
+    for flags, said_ in (
+        (["--mix", "none"], "no mix 'none'"), (["--scale", "0"], "--scale"), (["--context", "4"], "--context"),
+        (["--tokenizer", str(tmp_path / "none.model")], "none.model"), (["--pieces", "9"], "pieces"),
+        (["--eval", str(tmp_path / "none")], "no evaluation items"),
+    ):
+        assert main(["train", "data", "--data", str(mix), "--out", str(tmp_path / "out"), *flags]) == 2
+        assert said_ in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_control_pieces_is_refused(mix: Path, tmp_path: Path) -> None:
     from serving import tokenizer as plain
 

@@ -102,11 +102,12 @@ def evaluation_items(folder: Path) -> Iterator[tuple[str, str]]:
         name = path.name.removesuffix(".gz")
         if not path.is_file() or not name.endswith((*_READ, ".tar")):
             continue
+        owner = path.relative_to(folder).parts[0]
         try:
             for inner, content in _unpacked(path):
                 for text in _texts(inner, content):
                     count += 1
-                    yield path.relative_to(folder).parts[0], text
+                    yield owner, text
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
             raise CheckpointError(path, f"cannot be read: {error}") from error
     if not count:

@@ -35,6 +35,8 @@ from libremoe.train.vocabulary import chars_per_token, train_tokenizer
 
 CHARS_PER_TOKEN_MOST = 3.0  # text is cut so that a piece of a chapter fits the context
 SAMPLE_CHARS, SAMPLE_LEAST = 16_000_000, 300_000  # of text for a tokenizer
+MAX_VOCAB = 1 << 16  # ids are 16 bits wide
+MIN_SCALE, MAX_SCALE, MIN_CONTEXT = 0.001, 100.0, 64
 VALID_SHARE, VALID_LEAST, VALID_MOST = 1 / 40, 4000, 120_000  # tokens for validation of each part
 
 
@@ -59,6 +61,7 @@ class Source:
     seed: int
     piece_chars: int
     overlap: Overlap | None
+    read: dict[tuple[str, bool], list[Document]] = field(default_factory=dict)  # each file is unpacked once a side
 
     def documents(self, part: str, held_out: bool) -> Iterator[Document]:
         """Documents of a part in a random order that depends on the seed; endless for generators."""
@@ -66,9 +69,11 @@ class Source:
             _, kind, lang = part.split("/")
             yield from generate(kind, cast(Lang, lang), self.lists, self.seed, held_out)
             return
-        pieces = [p for d in documents(self.folder, part, held_out) for p in _pieces(d, self.piece_chars)]
-        random.Random(f"{self.seed}/{part}").shuffle(pieces)
-        yield from pieces
+        if (part, held_out) not in self.read:
+            pieces = [p for d in documents(self.folder, part, held_out) for p in _pieces(d, self.piece_chars)]
+            random.Random(f"{self.seed}/{part}").shuffle(pieces)
+            self.read[part, held_out] = pieces
+        yield from self.read[part, held_out]
 
     def clean(self, part: str, held_out: bool, counts: Counts) -> Iterator[Document]:
         """Without what overlaps with evaluation items: the paragraphs of a text, the whole of a conversation."""
@@ -102,6 +107,10 @@ def command(args: argparse.Namespace) -> int:
     """args: data, mix, tokenizer or None, pieces, out, eval or None, seed, scale, context, json. Returns 0."""
     if args.mix not in MIXES:
         raise LibremoeError(f"there is no mix {args.mix!r}; there are {', '.join(MIXES)}")
+    if not MIN_SCALE <= args.scale <= MAX_SCALE:
+        raise LibremoeError(f"--scale is {args.scale}; it must be from {MIN_SCALE:g} to {MAX_SCALE:g}")
+    if args.context < MIN_CONTEXT:
+        raise LibremoeError(f"--context is {args.context}; conversations need at least {MIN_CONTEXT} tokens")
     report = build(args.data, args.mix, args.out, tokenizer=args.tokenizer, pieces=args.pieces, evaluation=args.eval,
                    seed=args.seed, scale=args.scale, context=args.context, shown=not args.json)
     print(json.dumps(report, indent=1) if args.json else table(report))
@@ -120,9 +129,13 @@ def build(data: Path, mix: str, out: Path, *, tokenizer: Path | None = None, pie
     source = Source(data, word_lists(data), seed, int(context * CHARS_PER_TOKEN_MOST), overlap)
     out.mkdir(parents=True, exist_ok=True)
     chars = int(max(SAMPLE_CHARS * min(scale, 1), SAMPLE_LEAST))
+    if tokenizer is not None:
+        open_tokenizer(tokenizer)  # says what is wrong with a file before it is copied
     content = tokenizer.read_bytes() if tokenizer else train_tokenizer(sample(source, mix, chars), pieces)
     _write(out / "tokenizer.model", content)
     known = open_tokenizer(out / "tokenizer.model")
+    if known.vocab_size > MAX_VOCAB:
+        raise LibremoeError(f"the tokenizer has {known.vocab_size} pieces; shards hold ids below {MAX_VOCAB}")
     renderer = Renderer(known)
     paths = {PARTS[p].path for stage in MIXES[mix].values() for p in stage if p in PARTS} | {"lists/word_lists.tar.xz"}
     report: dict[str, Any] = {
@@ -148,7 +161,8 @@ def _shard(folder: Path, source: Source, renderer: Renderer, shares: dict[str, S
            stage: str, scale: float, held_out: bool, shown: bool) -> dict[str, Any]:
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     parts: dict[str, Counts] = {}
-    started, wanted = time.monotonic(), sum(s.tokens for s in shares.values()) * scale
+    started = time.monotonic()
+    wanted = sum(_valid_tokens(s, scale) if held_out else s.tokens * scale for s in shares.values())
     for i, (part, share) in enumerate(shares.items(), 1):
         counts = parts[part] = Counts(first_doc=len(rows))
         most = _valid_tokens(share, scale) if held_out else int(share.tokens * scale) or None
