@@ -12,6 +12,16 @@ class Weight:
 class Expert:
     def __init__(self, gate: Weight, up: Weight, down: Weight) -> None: ...
 
+class Ring:
+    """Reads by io_uring, `depth` at a time, from one thread at a time. Raises OSError where the system has none."""
+
+    def __init__(self, depth: int) -> None: ...
+    def read(self, fd: int, to: Array, offset: int) -> int:
+        """Begin to fill `to` (uint8) from offset on; returns the read's number."""
+
+    def wait(self) -> list[tuple[int, int]]:
+        """(number, bytes or -errno) of reads that have ended, at least one; none where none is under way."""
+
 def linear(weight: Weight, x: Array, out: Array) -> None: ...
 def linear_dense(w: Array, x: Array, out: Array) -> None: ...
 def moe(x: Array, ids: Array, gates: Array, experts: list[Any], gelu: bool, out: Array) -> None: ...

@@ -127,7 +127,7 @@ class StreamedExperts:
     def stats(self) -> StreamStats:
         with self._lock:
             return StreamStats(**{**vars(self._stats), "bytes_read": self._reader.bytes_read,
-                                  "read_s": self._reader.busy_s})
+                                  "read_s": self._reader.busy_s()})
 
     def resident(self, layer: int) -> set[int]:
         """Experts of a layer that are in memory now."""

@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import libremoe
+import libremoe.direct_read
 from libremoe.config import preset
 from libremoe.direct_read import ALIGN, CHUNK, GUESSED, NEEDED, DirectReader, Piece
 from libremoe.engine.engine import Engine
@@ -276,9 +278,25 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["direct", "refused when opened", "refused when read"])
-def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """File systems that take O_DIRECT, that refuse it at once, and that refuse it when it is used."""
+@pytest.fixture(params=["threads", "uring"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to have many reads under way."""
+    if request.param == "uring":
+        _ring_or_skip()
+    monkeypatch.setenv("LIBREMOE_IO", request.param)
+    return str(request.param)
+
+
+def _ring_or_skip() -> None:
+    try:
+        pytest.importorskip("libremoe._kernels").Ring(1)
+    except OSError as error:
+        pytest.skip(f"no io_uring here: {error.strerror}")
+
+
+@pytest.fixture(params=["direct", "refused when opened", "refused when read", "in small parts"])
+def how(request: pytest.FixtureRequest, way: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """File systems that take O_DIRECT, refuse it at once, refuse it when it is used, and give less than was asked."""
     opened, read, direct = os.open, os.preadv, set()
 
     def open_(path: Any, flags: int, *rest: Any, **more: Any) -> int:
@@ -289,13 +307,32 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             direct.add(fd)
         return fd
 
-    def preadv(fd: int, *rest: Any) -> int:
+    def preadv(fd: int, buffers: list[Any], offset: int) -> int:
         if fd in direct and request.param == "refused when read":
             raise OSError(errno.EINVAL, "not aligned")
-        return read(fd, *rest)
+        most = 3 * ALIGN if request.param == "in small parts" else len(buffers[0])
+        return read(fd, [buffers[0][:most]], offset)
+
+    class OddRing:
+        """A ring whose file system behaves like preadv above."""
+
+        def __init__(self, depth: int):
+            self.ring, self.refused = Ring(depth), set()
+
+        def read(self, fd: int, to: torch.Tensor, offset: int) -> int:
+            number = self.ring.read(fd, to[: 3 * ALIGN] if request.param == "in small parts" else to, offset)
+            if fd in direct and request.param == "refused when read":
+                self.refused.add(number)
+            return int(number)
+
+        def wait(self) -> list[tuple[int, int]]:
+            return [(number, -errno.EINVAL if number in self.refused else n) for number, n in self.ring.wait()]
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "preadv", preadv)
+    if way == "uring":
+        Ring = libremoe.direct_read._kernels.Ring
+        monkeypatch.setattr(libremoe.direct_read._kernels, "Ring", OddRing)
     return str(request.param)
 
 
@@ -327,11 +364,30 @@ def test_a_piece_beyond_the_end_is_an_error_and_others_go_on(noise: Path, how: s
     reader.close()
 
 
-def test_an_input_output_error_names_file_and_byte(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class BrokenRing:
+    """Gives an input/output error for all that is longer than the eight bytes that wake its thread."""
+
+    def __init__(self, ring: Any):
+        self.ring, self.broken = ring, set()
+
+    def read(self, fd: int, to: torch.Tensor, offset: int) -> int:
+        number = self.ring.read(fd, to, offset)
+        if len(to) > 8:
+            self.broken.add(number)
+        return int(number)
+
+    def wait(self) -> list[tuple[int, int]]:
+        return [(number, -errno.EIO if number in self.broken else n) for number, n in self.ring.wait()]
+
+
+def test_an_input_output_error_names_file_and_byte(noise: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "preadv", broken)
+    if way == "uring":
+        Ring = libremoe.direct_read._kernels.Ring
+        monkeypatch.setattr(libremoe.direct_read._kernels, "Ring", lambda depth: BrokenRing(Ring(depth)))
     reader = DirectReader(depth=1)
     request = reader.read([Piece(noise, 8192, 10)], [aligned(ALIGN)], NEEDED)
     assert request.done.wait(30)
@@ -339,7 +395,7 @@ def test_an_input_output_error_names_file_and_byte(noise: Path, monkeypatch: pyt
     reader.close()
 
 
-def test_needed_reads_overtake_guesses_and_what_is_cancelled_never_begins(noise: Path) -> None:
+def test_needed_reads_overtake_guesses_and_what_is_cancelled_never_begins(noise: Path, way: str) -> None:
     order: list[str] = []
     reader = DirectReader(depth=1)
 
@@ -356,6 +412,76 @@ def test_needed_reads_overtake_guesses_and_what_is_cancelled_never_begins(noise:
         assert each.done.wait(30)
     assert order == ["needed", "guess 3", "guess 1"] or order == ["guess 3", "needed", "guess 1"]
     reader.close()
+
+
+def test_many_reads_at_once_are_the_bytes_of_the_file(noise: Path, way: str) -> None:
+    """More requests than fit under way, needed ones and guesses, some cancelled: each is whole or was never wanted."""
+    content, rng, reader = noise.read_bytes(), random.Random(5), DirectReader(depth=3)
+    assert reader.how == way
+    made = []
+    for _ in range(200):
+        offset = rng.randrange(len(content))
+        piece = Piece(noise, offset, rng.randrange(1, min(300_000, len(content) - offset + 1)))
+        buffer = aligned(piece.room)
+        made.append((piece, buffer, reader.read([piece], [buffer], rng.choice([NEEDED, GUESSED]))))
+        if rng.random() < 0.2:
+            reader.cancel(rng.choice(made)[2])
+        if rng.random() < 0.2:
+            reader.hurry(rng.choice(made)[2])
+    for piece, buffer, request in made:
+        assert request.done.wait(30) and request.error is None
+        if not request.cancelled:
+            assert bytes(buffer.numpy())[piece.lead :][: piece.length] == content[piece.offset :][: piece.length]
+    assert reader.bytes_read > 0 and reader.busy_s() > 0
+    reader.close()
+
+
+def test_what_waits_when_the_reader_ends_is_told(noise: Path, way: str) -> None:
+    reader = DirectReader(depth=1)
+    with reader._wake:
+        requests = [reader.read([Piece(noise, 0, CHUNK)], [aligned(CHUNK)], NEEDED) for _ in range(20)]
+        closing = threading.Thread(target=reader.close)
+        closing.start()
+    closing.join(30)
+    assert not closing.is_alive() and all(request.done.is_set() for request in requests)
+
+
+def test_a_way_to_read_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBREMOE_IO", "tape")
+    with pytest.raises(LibremoeError, match="LIBREMOE_IO=tape is no way to read; there are: uring, threads"):
+        DirectReader()
+    monkeypatch.setenv("LIBREMOE_IO", "uring")
+    monkeypatch.setattr(libremoe.direct_read, "_kernels", None)
+    with pytest.raises(LibremoeError, match="cannot be used here: there are no compiled kernels"):
+        DirectReader()
+    monkeypatch.setenv("LIBREMOE_IO", "")
+    reader = DirectReader()
+    assert reader.how == "threads"
+    reader.close()
+
+
+def test_a_ring_checks_what_it_is_given(noise: Path) -> None:
+    _ring_or_skip()
+    ring, (fd, buffer) = libremoe.direct_read._kernels.Ring(2), (os.open(noise, os.O_RDONLY), aligned(ALIGN))
+    assert ring.wait() == []
+    odd_ones = (buffer[:0], "to must have from 1"), (buffer.float(), "to must be uint8"), (buffer[::2], "contiguous")
+    for odd, text in odd_ones:
+        with pytest.raises(ValueError, match=text):
+            ring.read(fd, odd, 0)
+    with pytest.raises(ValueError, match="offset"):
+        ring.read(fd, buffer, -1)
+    numbers = [ring.read(fd, buffer, 0), ring.read(9999, buffer, 0)]
+    with pytest.raises(OSError, match="busy"):
+        ring.read(fd, buffer, 0)
+    found: dict[int, int] = {}
+    while len(found) < 2:
+        found |= dict(ring.wait())
+    assert found == {numbers[0]: ALIGN, numbers[1]: -errno.EBADF}
+    ring.read(fd, aligned(ALIGN), 0)  # the ring holds on to the buffer and waits for it
+    del ring
+    os.close(fd)
+    with pytest.raises(ValueError, match="depth"):
+        libremoe.direct_read._kernels.Ring(0)
 
 
 @given(st.binary(max_size=700), st.integers(1, 300))
@@ -394,12 +520,13 @@ def test_enough_memory_keeps_everything(folder: Path) -> None:
     assert lm.generate([5, 6], GREEDY).tokens == libremoe.load(folder).generate([5, 6], GREEDY).tokens
 
 
-WATCHED = """
-import resource, sys, libremoe
+WATCHED = r"""
+import pathlib, re, sys, libremoe
 lm = libremoe.load(sys.argv[1], memory=int(sys.argv[2]))
 assert lm.streamed is not None, "it all fits: this tests nothing"
 lm.generate(list(range(3, 200)), temperature=0, max_tokens=20, ignore_eos=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = pathlib.Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak, if that is higher
+print(int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) * 1024)
 """
 
 
