@@ -332,7 +332,9 @@ def _open_ring(depth: int) -> tuple[_kernels.Ring | None, str]:
     if wanted == "threads":
         return None, "threads"
     reason = "there are no compiled kernels"
-    if _kernels is not None:
+    if _kernels is not None and not hasattr(_kernels, "Ring"):
+        reason = "the compiled kernels are older than this file, run make"
+    elif _kernels is not None:
         try:
             return _kernels.Ring(depth), "uring"
         except OSError as error:
