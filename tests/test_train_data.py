@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mix import write_mix
@@ -309,11 +311,14 @@ def test_the_command_says_what_is_wrong(mix: Path, tmp_path: Path, capsys: pytes
         assert said_ in capsys.readouterr().err
 
 
-def test_a_tokenizer_without_control_pieces_is_refused(mix: Path, tmp_path: Path) -> None:
-    from serving import tokenizer as plain
-
+def test_a_tokenizer_without_control_pieces_is_refused(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c d e f"] * 9), model_writer=plain,
+                                             model_type="bpe", vocab_size=300, byte_fallback=True, minloglevel=2,
+                                             hard_vocab_limit=False)
+    (tmp_path / "tokenizer.model").write_bytes(plain.getvalue())
     with pytest.raises(LibremoeError, match="control"):
-        Renderer(plain())
+        Renderer(open_tokenizer(tmp_path / "tokenizer.model"))
 
 
 def _perfect(item: behaviours.Item) -> str:
