@@ -4,7 +4,9 @@ of the memory that the weights need.
     python bench/forecast.py MODEL [--tokens 48] [--prompt 64] [--rounds 3] [--shares 0.5,0.25] [--json]
 
 The machine is measured first, as `libremoe plan` does it; then each run is a process of its own. Run it when nothing
-else does. The goal is a ratio (actual / forecast) between 0.8 and 1.2.
+else does. The goal is a ratio (actual / forecast) between 0.8 and 1.2. The forecast takes every expert for equally
+likely; the last columns say what the run hit, and the ratio had the forecast known it, which parts what routing does
+from all else.
 """
 
 from __future__ import annotations
@@ -44,15 +46,16 @@ def compare(path: Path, sizes: Sizes, machine: Machine, memory: int | None, args
     draw = random.Random(0)
     prompt = [draw.randrange(3, sizes.config.vocab_size) for _ in range(args.prompt)]
     runs = [run(path, prompt, args.tokens, memory) for _ in range(args.rounds)]
-    one = plan.of_run(sizes, machine, runs[0])
+    one, seen = plan.of_run(sizes, machine, runs[0]), runs[0].experts
+    kept = (seen.hits - seen.foreseen) / (seen.hits + seen.misses) if seen else 1.0  # found without being read for it
+    informed = plan.of_run(sizes, machine, runs[0], kept)
     actual = statistics.median(r.tokens_per_s for r in runs)
     first = statistics.median(r.first_token_s for r in runs)
     return {"memory": memory, "slots": one.slots, "experts": one.n_experts, "forecast": one.tokens_per_s,
-            "actual": actual, "ratio": actual / one.tokens_per_s, "first_forecast_s": one.first_token_s,
+            "actual": actual, "ratio": actual / one.tokens_per_s, "hits_known_ratio": actual / informed.tokens_per_s,
+            "first_forecast_s": one.first_token_s,
             "first_actual_s": first, "first_ratio": first / one.first_token_s, "hit_rate_forecast": one.hit_rate,
-            "hit_rate": runs[0].experts.hit_rate if runs[0].experts else 1.0,
-            "foreseen": runs[0].experts.foreseen if runs[0].experts else 0,
-            "read_gb_per_s": runs[0].experts.gb_per_s if runs[0].experts else 0.0,
+            "hit_rate": kept, "read_gb_per_s": seen.gb_per_s if seen else 0.0,
             "terms": {term.name: term.seconds for term in one.terms}}
 
 
@@ -72,7 +75,7 @@ def main() -> None:
     machine = measure(plan.files_of(reader), tuple(name for name in FORMATS if name in needed),
                       lambda what: print(f"measuring {what} ...", file=sys.stderr, flush=True))
     budgets = [int(float(text)) for text in args.memory.split(",") if text]
-    budgets = budgets or [int(float(share) * sizes.weights) for share in args.shares.split(",")]
+    budgets = budgets or [int(float(share) * sizes.weights) for share in args.shares.split(",") if share]
     rows = []
     for memory in (None, *budgets):
         print(f"running with {shown(memory)} ...", file=sys.stderr, flush=True)
@@ -81,12 +84,14 @@ def main() -> None:
         print(json.dumps({"format": stored, "disk": machine.disk, "read": machine.read, "rows": rows}))
         return
     print(f"{args.path.name}, {stored}; read {machine.read / 1e9:.1f} GB/s, disk {machine.disk / 1e9:.2f} GB/s")
-    print("    memory     slots  forecast    actual  ratio   first token: forecast, actual, ratio   goal")
+    print("    memory     slots  forecast    actual  ratio   first token: forecast, actual, ratio   goal    "
+          "hits: forecast, run; ratio")
     for row in rows:
         print(f"{shown(row['memory']):>10s} {row['slots']:4d}/{row['experts']:4d} {row['forecast']:9.2f} "
               f"{row['actual']:9.2f} {row['ratio']:6.2f} {row['first_forecast_s']:18.2f} "
               f"{row['first_actual_s']:8.2f} s {row['first_ratio']:6.2f}   "
-              f"{'met' if 0.8 <= row['ratio'] <= 1.2 else 'missed'}")
+              f"{'met' if 0.8 <= row['ratio'] <= 1.2 else 'missed':6s} {row['hit_rate_forecast']:6.0%} "
+              f"{row['hit_rate']:6.0%} {row['hits_known_ratio']:6.2f}")
 
 
 def shown(memory: int | None) -> str:

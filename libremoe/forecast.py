@@ -104,12 +104,13 @@ def distinct_experts(config: ModelConfig, n_tokens: int) -> float:
 
 
 def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, context: int = 512, batch: int = 1,
-             prompt: int = 512, slots: int | None = None) -> Forecast:
+             prompt: int = 512, slots: int | None = None, hit_rate: float | None = None) -> Forecast:
     """What `sizes` does on `machine`.
 
     memory: bytes that the run may have, by default all that the machine has. context: tokens held by each of `batch`
     sequences while they decode. prompt: tokens before the first one. slots: as many experts are in memory, instead of
-    what `memory` allows. The expected hit rate is slots / experts: exact where routing is uniform, too low where not.
+    what `memory` allows. The expected hit rate is slots / experts: exact where routing is uniform, too low where not;
+    hit_rate: one that is known, instead.
     Memory is shared out as loading.plan_budget does it.
     Raises LibremoeError for counts that are not positive or a context that the model does not have.
     """
@@ -129,7 +130,7 @@ def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, contex
         slots = int(max(0, min(sizes.n_experts, (memory - fixed - kv) // sizes.expert)))
     resident = slots == sizes.n_experts
     placement = "resident" if resident else "streamed" if slots and sizes.streams else "does not fit"
-    hits = slots / sizes.n_experts
+    hits = slots / sizes.n_experts if hit_rate is None else hit_rate
     where = Forecast(sizes.format, placement, memory, least, sizes.shared, kv, process, slots * sizes.expert, slots,
                      sizes.n_experts, 0.0, sizes.disk)
     if placement == "does not fit":

@@ -315,12 +315,12 @@ def after_run(path: Path, stats: RunStats) -> str:
     return comparison(of_run(sizes, machine, stats), stats)
 
 
-def of_run(sizes: Sizes, machine: Machine, stats: RunStats) -> Forecast:
-    """The forecast for a run's own prompt, length and slots. What it hit is not taken from it, but forecast."""
+def of_run(sizes: Sizes, machine: Machine, stats: RunStats, hit_rate: float | None = None) -> Forecast:
+    """The forecast for a run's own prompt, length and slots. What it hit is forecast as well, where it is not given."""
     most = sizes.config.context_len
     slots = stats.experts.n_slots if stats.experts is not None else sizes.n_experts
     return forecast(sizes, machine, float("inf"), min(most, stats.prompt_tokens + stats.tokens // 2), 1,
-                    min(most, stats.prompt_tokens), slots=slots)
+                    min(most, stats.prompt_tokens), slots=slots, hit_rate=hit_rate)
 
 
 def comparison(one: Forecast, stats: RunStats) -> str:

@@ -63,6 +63,7 @@ def test_a_step_with_half_of_the_experts_on_disk() -> None:
     compute = 0.02 + 0.08 + KV / 30e9 + 0.003
     assert total(one.terms) == pytest.approx(2 * 2 * 0.5 + compute - 0.5 * compute)  # half of the shorter hides
     assert total(one.cold_terms) == pytest.approx(2 * 2 + compute - 0.5 * compute)
+    assert forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, hit_rate=0.75).slots == 4
     known = forecast(SIZES, MACHINE, 2 * GB, context=100, slots=6)
     assert total(known.terms) == pytest.approx(1 + compute - 0.5 * compute)
 
