@@ -21,8 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kern
 	touch $@
 
 chat: setup
-	@mkdir -p build; test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY)
-	@$(LIBREMOE) chat $(TINY)
+	@if test -e libremoe/default_model/libremoe.json; then $(LIBREMOE) chat; else mkdir -p build; \
+	  test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY); $(LIBREMOE) chat $(TINY); fi
 
 test: lint test-native
 	$(PY) -m pytest -q -n 2

@@ -48,7 +48,7 @@ _MAX_JOURNAL_BYTES = 64 << 20
 _CHUNK = 4 << 20  # weights converted at once; bounds what conversion needs beside the tensor itself
 _SPARE_BYTES = 16 << 20  # kept free on the disk for the tables and the file system's own needs
 _AGAIN = "what is done is kept: run the same command again to continue"
-_CHAT_FILES = ("chat_template.jinja", "tokenizer_config.json")
+_CARRIED = ("chat_template.jinja", "tokenizer_config.json", "train.json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,7 +116,7 @@ def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journ
             write_small(dst / JOURNAL, json.dumps(journal).encode())
     if tokenizer is not None:
         others[tokenizer[0]] = write_small(dst / tokenizer[0], tokenizer[1])
-    for found in _chat_files(reader):
+    for found in _carried_files(reader):
         others[found.name] = write_small(dst / found.name, found.read_bytes())
     about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence,
              "source": reader.kind, "tokenizer": tokenizer[0] if tokenizer else None, "random": random}
@@ -136,12 +136,12 @@ def _plan(config: ModelConfig) -> dict[str, list[str]]:
     return plans
 
 
-def _chat_files(reader: Reader) -> list[Path]:
-    """What the server renders conversations with, where it lies beside the weights."""
+def _carried_files(reader: Reader) -> list[Path]:
+    """What the server renders conversations with, and the record of the training, where they lie beside the weights."""
     if not reader.path.exists():  # random weights come from nowhere
         return []
     folder = reader.path if reader.path.is_dir() else reader.path.parent
-    return [folder / name for name in _CHAT_FILES if (folder / name).is_file()]
+    return [folder / name for name in _CARRIED if (folder / name).is_file()]
 
 
 def _tokenizer(reader: Reader) -> tuple[str, bytes] | None:

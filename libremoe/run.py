@@ -17,6 +17,8 @@ from libremoe.language_model import LanguageModel, load
 from libremoe.sampling import SamplingParams
 from libremoe.streaming import Trace
 
+DEFAULT_MODEL = Path(__file__).with_name("default_model")
+
 
 def run(args: argparse.Namespace) -> int:
     """Stream args.prompt's completion to stdout; with args.json one object a piece, then the whole. Returns 0."""
@@ -69,6 +71,14 @@ def _record(lm: LanguageModel, file: Path) -> None:
                             "model needs")
     config = lm.config
     lm.streamed.trace = Trace(file, config.n_layers, max(config.n_experts, 1), max(config.n_experts_per_tok, 1))
+
+
+def default_model() -> Path:
+    """The model that comes with the package. Raises LibremoeError where it comes without one."""
+    if not (DEFAULT_MODEL / "libremoe.json").is_file():
+        raise LibremoeError("this installation comes without a model: give the path of one, or make one of random "
+                            "weights with `libremoe make-tiny DIR`")
+    return DEFAULT_MODEL
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -15,7 +15,7 @@ from libremoe.chat.message import Message, said
 from libremoe.chat.template import ModelTemplate, Prompt, find_template, transcript_prompt
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel
-from libremoe.run import load_for, sampling_params
+from libremoe.run import default_model, load_for, sampling_params
 from libremoe.sampling import SamplingParams
 from libremoe.tiny import is_random
 from libremoe.weights import open_checkpoint
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     params = sampling_params(args)
+    args.path = args.path or default_model()
     reader = open_checkpoint(args.path)
     lm = load_for(args)
     if lm.tokenizer is None:

@@ -1,0 +1,135 @@
+"""`libremoe train card`: the model card in Markdown, from the records alone. What was not measured is said to be so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from libremoe.errors import CheckpointError
+from libremoe.train.report import duration
+from libremoe.weights.native_writer import write_small
+
+_CANNOT = """\
+A very small model. It knows almost nothing about the world, makes things up when it is asked beyond what it was taught,
+and should not be relied on for anything that matters. It has no safety training beyond a few kinds of refusal."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command. args: path, dense, baseline, behaviours, out. Returns 0. CheckpointError for a bad record."""
+    dense = None if args.dense is None else read_record(args.dense)
+    others = (None if path is None else _json(path) for path in (args.baseline, args.behaviours))
+    text = card(read_record(args.path), dense, *others)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_small(args.out, text.encode())
+    return 0
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    return _json(folder / "train.json")
+
+
+def card(record: dict[str, Any], dense: dict[str, Any] | None = None, baseline: dict[str, Any] | None = None,
+         behaviours: dict[str, Any] | None = None) -> str:
+    """The whole card. baseline, behaviours: what `train baseline` and `train behaviours` print with --json."""
+    parts = [_head(record), _data(record), _perplexity(record, dense, baseline), _behaviours(behaviours),
+             _experts(record), _rounding(record), "## What it cannot do\n\n" + _CANNOT]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(r: dict[str, Any]) -> str:
+    m = r["recipe"]["model"]
+    joules = r["energy"]["joules"]
+    energy = f"{joules / 3600:.0f} Wh" if joules is not None else r["energy"]["how"]
+    return "\n".join([
+        f"# {r['recipe']['title']}", "",
+        f"{r['parameters'] / 1e6:.1f} M parameters, {r['active_parameters'] / 1e6:.1f} M active for a token: "
+        f"{m['n_layers']} layers of width {m['dim']}, {m['n_experts']} experts of which {m['n_experts_per_tok']} work, "
+        f"vocabulary {m['vocab_size']:,}, context {m['context_len']:,}. The architecture is Grok-1's.", "",
+        "| training | |", "| --- | --- |", f"| tokens seen | {r['tokens_seen']:,} in {r['steps']:,} steps |",
+        f"| on | {r['device']}, {r['threads']} threads, torch {r['torch']} |",
+        f"| time | {duration(r['seconds'])}, of the processor {duration(r['cpu_seconds'])} |",
+        f"| operations | {r['operations']:.2e} |", f"| energy | {energy} |",
+        f"| seed, commit | {r['seed']}, {r['commit'] or 'not known'} |",
+        f"| licence of the weights | {r['recipe']['export']['licence']} |"])
+
+
+def _data(r: dict[str, Any]) -> str:
+    lines = ["## Trained on", "", "| stage | tokens | documents |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {shard['tokens']:,} | {shard['documents']:,} |" for name, shard in r["data"].items()]
+    report = r.get("report") or {}
+    licences: dict[str, list[str]] = {}
+    for part, licence in sorted((report.get("licences") or {}).items()):
+        licences.setdefault(licence, []).append(part)
+    lines += ["", *(["| licence | parts of the mix |", "| --- | --- |"] if licences
+                    else ["The mix left no report of licences."])]
+    lines += [f"| {licence} | {', '.join(parts)} |" for licence, parts in licences.items()]
+    items = report.get("evaluation_items")
+    lines += ["", f"Texts of evaluations kept out: {sum(items.values()):,} of {len(items)} sets." if items
+              else "Nothing was compared with evaluation sets."]
+    return "\n".join(lines)
+
+
+def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
+    lines = ["## Held-out text", "", "| model | shard | nats a token | perplexity a character |",
+             "| --- | --- | ---: | ---: |"]
+    for name, one in (("this model", r), ("dense, same active size and tokens", dense)):
+        lines += [f"| {name} | {shard} | {nats:.3f} | {math.exp(per_char):.3f} |"
+                  for shard, nats, per_char in _last(one)]
+    if baseline is not None:
+        lines.append(f"| {baseline['order']}-gram, modified Kneser-Ney | {baseline['shard']} | "
+                     f"{baseline['nats_per_token']:.3f} | {baseline['perplexity_per_character']:.3f} |")
+    missing = [name for name, one in (("the dense model", dense), ("the 5-gram model", baseline)) if one is None]
+    return "\n".join([*lines, *(["", f"Not measured: {' and '.join(missing)}."] if missing else [])])
+
+
+def _last(record: dict[str, Any] | None) -> list[tuple[str, float, float]]:
+    """The last evaluation of each shard."""
+    found = {} if record is None else {e[1]: (e[1], e[2], e[3]) for e in record["history"]["evaluations"]}
+    return list(found.values())
+
+
+def _behaviours(scores: dict[str, Any] | None) -> str:
+    if scores is None:
+        return "## Behaviours\n\nNot measured."
+    lines = ["## Behaviours", "", "| behaviour | right | 95 % interval | items | goal |",
+             "| --- | ---: | --- | ---: | --- |"]
+    for name, sides in scores["behaviours"].items():
+        one, goal = sides["all"], sides.get("goal")
+        said = "" if goal is None else f"{100 * goal:.0f} %, {'met' if sides['met'] else 'not met'}"
+        lines.append(f"| {name} | {100 * one['score']:.1f} % | {100 * one['low']:.1f} to {100 * one['high']:.1f} % | "
+                     f"{one['n']} | {said} |")
+    return "\n".join(lines)
+
+
+def _experts(r: dict[str, Any]) -> str:
+    if not r["final_loads"]:
+        return "## Experts\n\nNone: a dense model."
+    flat = [share for layer in r["final_loads"] for share in layer]
+    said = "as it should be" if r["balanced"] else "outside of 5 to 25 %: not balanced"
+    return (f"## Experts\n\nAt the end an expert has between {100 * min(flat):.1f} and {100 * max(flat):.1f} % of the "
+            f"choices, {said}.")
+
+
+def _rounding(r: dict[str, Any]) -> str:
+    costs = r.get("rounding")
+    if not costs or not any(costs.values()):
+        return "## What rounding costs\n\nNot measured."
+    shards = list(costs["f32"])
+    lines = ["## What rounding costs", "", f"| format | {' | '.join(shards)} |", f"| --- |{' ---: |' * len(shards)}"]
+    lines += [f"| {format} | {' | '.join(f'{by[s]:.4f}' for s in shards)} |" for format, by in costs.items()]
+    return "\n".join([*lines, "", "Nats a token."])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"is no record of a training run: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(path, "is no record of a training run")
+    return found

@@ -1,0 +1,84 @@
+"""train.json: everything that is known of a run, beside its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from libremoe.train.loop import Run, is_balanced, step_flops
+
+_RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+
+
+def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
+    """As JSON: recipe, data digests, seed, commit, machine, compute, energy, curves, loads of the experts."""
+    recipe, history = run.recipe, run.history
+    data = {name: {"meta": shard.meta, "tokens": len(shard.tokens), "documents": len(shard.docs)}
+            for name, shard in {**run.shards, **run.valid}.items()}
+    loads = run.final_loads()
+    return {
+        "recipe": recipe.to_dict(), "seed": recipe.seed, "commit": commit(), "torch": torch.__version__,
+        "parameters": recipe.model.n_params(), "active_parameters": recipe.model.n_active_params(),
+        "tokens_seen": history.step * recipe.train.rows * recipe.train.context,
+        "device": device_name(run.device), "threads": threads, "steps": history.step, "sittings": history.sittings,
+        "seconds": round(history.seconds, 1), "cpu_seconds": round(history.cpu_seconds, 1),
+        "operations": step_flops(recipe) * history.step,
+        "energy": {"joules": joules, "how": "the processor's own counter (RAPL), this sitting" if joules is not None
+                   else "not measured: this machine has no energy counter that can be read"},
+        "data": data, "report": _report(run.data / "report.json"),
+        "final_loads": loads, "balanced": is_balanced(loads) if loads else None,
+        "history": {"losses": [round(x, 4) for x in history.losses], "loads": history.loads,
+                    "evaluations": history.evaluations},
+    }
+
+
+def energy_counter() -> float | None:
+    """Joules on the processor's counter, or None where there is none."""
+    try:
+        return int(_RAPL.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def joules_since(before: float | None) -> float | None:
+    """None where there is no counter, or where it has begun again from zero."""
+    now = energy_counter()
+    return now - before if before is not None and now is not None and now >= before else None
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with + where files were changed; None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(torch.device(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    """What `libremoe train data` wrote of licences and dropped items; None where it is missing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {key: found.get(key) for key in ("mix", "licences", "sha256", "evaluation_items", "chars_per_token")}

@@ -1,0 +1,172 @@
+"""The loop: the same seed gives the same bytes, kill -9 and resume too; the model can be used."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import libremoe
+from libremoe.errors import LibremoeError
+from libremoe.train import checkpoint, loop
+from libremoe.train.card import card
+from libremoe.train.kneser_ney import KneserNey
+from libremoe.train.recipe import Recipe, dense, find_recipe, read_recipe
+from libremoe.verify import verify
+from tests.training import rules_shards
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rules")
+    rules_shards(folder, 4000, 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of a few seconds."""
+    text = find_recipe("minute").read_text()
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(text.replace("tokens = 500_000", f"tokens = {STEPS * 16 * 64}").replace("rows = 32", "rows = 16")
+                    .replace("micro_rows = 16", "micro_rows = 8").replace("\ncontext = 128", "\ncontext = 64")
+                    .replace("eval_every = 100", "eval_every = 5").replace("eval_rows = 64", "eval_rows = 8"))
+    assert read_recipe(path).steps == STEPS
+    return path
+
+
+def _command(recipe: Path, data: Path, out: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "libremoe.cli", "train", str(recipe), "--data", str(data), "--out", str(out),
+            "--threads", "2", "--device", "cpu", "--json", *flags]
+
+
+def _weights(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((out / "model").glob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(_command(small, data, out), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == STEPS
+    return out
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(whole: Path, small: Path, data: Path,
+                                                                 tmp_path: Path) -> None:
+    for out, flags in ((tmp_path / "again", ()), (tmp_path / "other", ("--seed", "2"))):
+        assert subprocess.run(_command(small, data, out, *flags), capture_output=True).returncode == 0
+    assert _weights(tmp_path / "again") == _weights(whole)
+    assert _weights(tmp_path / "other") != _weights(whole)
+
+
+def test_kill_and_resume_gives_the_same_bytes(whole: Path, small: Path, data: Path, tmp_path: Path) -> None:
+    out, kills = tmp_path / "run", 0
+    for _ in range(3):
+        process = subprocess.Popen(_command(small, data, out, "--resume", "--checkpoint-every", "0"),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = _step(out)
+        while process.poll() is None and _step(out) < min(before + 3, STEPS - 1):
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills > 0 and not (out / "model").exists(), "the run was over before it was killed"
+    assert subprocess.run(_command(small, data, out, "--resume"), capture_output=True).returncode == 0
+    assert _weights(out) == _weights(whole)
+    tensors, record = checkpoint.load(out / loop.CHECKPOINT)
+    others, undisturbed = checkpoint.load(whole / loop.CHECKPOINT)
+    assert record["history"]["losses"] == undisturbed["history"]["losses"]
+    assert all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def _step(out: Path) -> int:
+    path = out / loop.CHECKPOINT
+    return int(checkpoint.load(path)[1]["history"]["step"]) if path.exists() else 0
+
+
+def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
+    assert verify(whole / "model")["ok"]
+    lm = libremoe.load(whole / "model")
+    assert len(lm.logits([5, 17, 23])) == 3
+    record = json.loads((whole / "model" / "train.json").read_text())
+    assert record["steps"] == STEPS and record["data"]["pretrain"]["meta"] == {"seed": 100}
+    assert set(record["rounding"]) == {"f32", "int8", "int4"}
+    exact = record["history"]["evaluations"][-1][2]
+    assert record["rounding"]["f32"]["valid-pretrain"] == pytest.approx(exact, abs=1e-3)
+    text = card(record)
+    assert "| tokens seen | 12,288 in 12 steps |" in text
+    assert "Not measured: the dense model and the 5-gram model." in text
+
+
+def test_a_truncated_checkpoint_is_refused(whole: Path, tmp_path: Path) -> None:
+    content = (whole / loop.CHECKPOINT).read_bytes()
+    for cut in (0, 5, 200, len(content) // 2, len(content) - 1):
+        path = tmp_path / "cut"
+        path.write_bytes(content[:cut])
+        with pytest.raises(LibremoeError, match="no checkpoint of a training run"):
+            checkpoint.load(path)
+
+
+def test_the_dense_model_has_the_same_active_size() -> None:
+    recipe = read_recipe(find_recipe("cpu"))
+    routers = recipe.model.n_layers * recipe.model.n_experts * recipe.model.dim
+    assert dense(recipe).model.n_active_params() == recipe.model.n_active_params() - routers
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "minute"])
+def test_schedules_of_the_recipes(name: str) -> None:
+    recipe: Recipe = read_recipe(find_recipe(name))
+    rates = [recipe.lr_at(step) for step in range(recipe.steps)]
+    assert 0 < rates[0] < max(rates) == recipe.train.lr
+    assert rates[-1] < 0.1 * recipe.train.lr and min(rates) > 0
+    stages = [recipe.stage_at(step)[0].name for step in range(recipe.steps)]
+    assert [stages.index(s.name) for s in recipe.stages] == sorted(stages.index(s.name) for s in recipe.stages)
+    if name != "minute":
+        assert 0.15 <= stages.count("chat") / len(stages) <= 0.25
+        assert recipe.stage_at(stages.index("chat"))[1] == 0
+
+
+def test_the_order_of_rows_depends_on_seed_and_step_only() -> None:
+    from libremoe.train.shards import chosen_rows
+
+    whole = chosen_rows(10, 3, 0, 40)
+    assert np.concatenate([chosen_rows(10, 3, at, 8) for at in range(0, 40, 8)]).tolist() == whole.tolist()
+    assert all(sorted(whole[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
+    assert chosen_rows(10, 4, 0, 40).tolist() != whole.tolist()
+
+
+def test_kneser_ney_gives_probabilities_and_prefers_what_it_saw() -> None:
+    rng = np.random.default_rng(0)
+    text = np.array([int(rng.integers(12)) if rng.random() < 0.3 else i * i % 11 for i in range(3000)])
+    for order in (1, 2, 3, 5):
+        model = KneserNey(text, 12, order)
+        for context in ([0, 1, 4, 9], [11, 11, 11, 11], [3, 5, 5, 5]):
+            total = sum(model.probabilities(np.array([*context, w]))[-1] for w in range(12))
+            assert total == pytest.approx(1.0, abs=1e-9), (order, context)
+    scores = [float(-np.log(KneserNey(text, 12, n).probabilities(text[:1000])).mean()) for n in (1, 2, 3)]
+    assert scores[0] > scores[1] > scores[2]
+
+
+def test_kneser_ney_by_hand() -> None:
+    """a b a c: bigrams ab, ba, ac once each. Their discount is 1 - 2 * 1 * (3 / 5) / 3 ... as the formula gives it."""
+    model = KneserNey(np.array([0, 1, 0, 2]), 3, 2)
+    assert model.orders[0].counts.tolist() == [1, 1, 1]  # each stands after one other word
+    d = model.orders[1].discounts[0]
+    assert d == pytest.approx(1 - 2 * (3 / 5) * 1 / 3)
+    d1 = model.orders[0].discounts[0]
+    unigram = (1 - d1) / 3 + d1 / 3
+    assert model.probabilities(np.array([0, 1]))[-1] == pytest.approx((1 - d) / 2 + d * unigram)
+
+
