@@ -17,7 +17,8 @@ from libremoe.evals import report, report_page
 SUBJECTS = ("abstract_algebra", "anatomy", "world_religions", "virology")
 PAYLOADS = ("<script>alert(1)</script>", "</pre></details><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>",
             "</style><style>*{display:none}</style>", "<!-- ", "]]>", "&lt;script&gt;", "{{7*7}}",
-            "javascript:alert(1)", "<a href=//example.org>x</a>", "\u202eevil\u202c", "zero\u200bwidth", "\x00\x1b[31m", "\ud800", "\U000e0041")
+            "javascript:alert(1)", "<a href=//example.org>x</a>", "\u202eevil\u202c", "zero\u200bwidth",
+            "\x00\x1b[31m", "\ud800", "\U000e0041")
 
 
 def make_run(folder: Path, seed: int = 0, extra: str = "", n: int = 40) -> Path:
@@ -165,7 +166,7 @@ def test_a_damaged_file_gets_a_sentence(line: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", n=2)
     path = run / "mmlu" / "answers.jsonl"
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(LibremoeError, match="line 6 is not a line of answers"):
+    with pytest.raises(LibremoeError, match="line 6 is not a line of answers|answer 3 is none of"):
         report.read_runs([run])
 
 

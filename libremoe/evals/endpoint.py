@@ -164,7 +164,8 @@ class Endpoint:
             if any(p is not None for p in found):
                 how, logprobs = "top_logprobs", tuple(found)
         else:
-            text, finish, _, used = self._written(prompt.text(n_shots), prompt.max_tokens, prompt.stop)
+            stop = prompt.stop if self.api != "chat" or prompt.chat_stop is None else prompt.chat_stop
+            text, finish, _, used = self._written(prompt.text(n_shots), prompt.max_tokens, stop)
         count = {name: used.get(name) for name in ("prompt_tokens", "completion_tokens")}
         return Answer(how, text, logprobs, finish, count["prompt_tokens"] or 0, 0, count["completion_tokens"] or 0,
                       round(time.monotonic() - began, 4), dropped)

@@ -54,6 +54,11 @@ def add_eval(parser: argparse.ArgumentParser, add_loading: Callable[[argparse.Ar
     perplexity.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
     perplexity.add_argument("--json", action="store_true")
     add_loading(perplexity)
+    report = _action(actions, "report", "report:command",
+                     "scores of runs next to the published ones, and a page with plots and every answer")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that eval has written")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the page there; it needs no other file")
+    report.add_argument("--json", action="store_true", help="the results as one JSON list")
     quant = _action(actions, "quant", "quant:run", "what a quantisation costs: divergence, agreement, perplexity")
     quant.add_argument("path", metavar="A", type=Path, help=f"the reference: {model_help}")
     quant.add_argument("candidates", metavar="B", nargs="+", type=Path, help="the same model in other formats")

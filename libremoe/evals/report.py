@@ -20,6 +20,7 @@ from typing import Any
 from libremoe.errors import LibremoeError
 from libremoe.evals.published import Published, published
 from libremoe.evals.stats import wilson
+from libremoe.evals.store import read_answers
 
 MAX_BYTES = 1 << 30  # of one answers file
 
@@ -68,27 +69,16 @@ def read_runs(paths: Sequence[Path]) -> list[TaskRun]:
 def _read_task(run: str, path: Path) -> TaskRun:
     if path.stat().st_size > MAX_BYTES:
         raise LibremoeError(f"{path}: longer than {MAX_BYTES} bytes: too long for a page")
-    header: dict[str, Any] = {}
+    head, records, prefixes = read_answers(path.parent)
     items: list[dict[str, Any]] = []
-    prefixes: dict[int, str] = {}
-    content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            record = json.loads(line)
-            kind = record["kind"]
-            if kind == "run":
-                header = {"task": str(record["task"]), "title": str(record["title"]),
-                          "n_items": int(record["n_items"]),
-                          **{name: record.get(name) for name in ("model", "settings", "data", "seed", "metric")}}
-            elif kind == "prefix":
-                prefixes[int(record["number"])] = str(record["text"])
-            elif kind == "item":
-                items.append(_checked(record))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise LibremoeError(f"{path}: line {number} is not a line of answers: the file was changed or is damaged"
-                                ) from error
-    if not header:
-        raise LibremoeError(f"{path}: its first line names no run: the file was changed or is damaged")
+    try:
+        header: dict[str, Any] = {name: head.get(name) for name in ("model", "settings", "data", "seed", "metric")}
+        header |= {"task": str(head["task"]), "title": str(head["title"]), "n_items": int(head["n_items"])}
+        items += map(_checked, records)
+        prefixes = {int(number): str(text) for number, text in prefixes.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LibremoeError(f"{path}: answer {len(items) + 1} is none of `libremoe eval`: the file was changed or is "
+                            "damaged") from error
     latest = list({item["id"]: item for item in items}.values())
     return TaskRun(run, header["task"], _result(path.with_name("result.json"), header, latest), latest, prefixes)
 

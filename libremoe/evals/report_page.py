@@ -33,7 +33,8 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; } p { margin: .25rem 0 .75rem; } .soft { color: var(--soft); }
 a { color: var(--c0); } :focus-visible { outline: 3px solid var(--c0); outline-offset: 2px; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: .75rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin-top: 1rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
 td.n, th.n { text-align: right; white-space: nowrap; } tr.known { color: var(--soft); }
@@ -50,7 +51,8 @@ svg text { fill: var(--soft); font-size: .75rem; } .grid { stroke: var(--line); 
 .o5 { fill: var(--o5); background: var(--o5); } .o6 { fill: var(--o6); background: var(--o6); }
 .part { stroke: var(--bg); stroke-width: 1; }
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; list-style: none; font-size: .875rem; }
-.key svg { display: inline-block; width: 16px; height: 16px; vertical-align: -.2rem; margin-right: .3rem; }
+.key svg { display: inline-block; width: 16px; height: 16px; vertical-align: -.2rem;
+  margin-right: .3rem; }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; vertical-align: -.05rem; }
 details { border-top: 1px solid var(--line); } details details { margin-left: 1rem; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
@@ -58,7 +60,8 @@ summary { cursor: pointer; padding: .35rem 0; } .item { content-visibility: auto
 pre { white-space: pre-wrap; background: var(--track); padding: .6rem .75rem; margin: .25rem 0 .75rem;
   border-radius: 4px; font: .8125rem/1.45 ui-monospace, monospace; max-height: 30rem; overflow: auto; }
 .yes { color: var(--good); } .no { color: var(--bad); } dt { font-weight: 600; } dd { margin: 0; }
-@media (max-width: 40rem) { .row { grid-template-columns: 1fr auto; gap: 0 .75rem; margin-bottom: .5rem; }
+@media (max-width: 40rem) {
+  .row { grid-template-columns: minmax(5rem, 1fr) fit-content(68%); gap: 0 .75rem; margin-bottom: .5rem; }
   .row > svg { grid-column: 1 / -1; grid-row: 2; } details details { margin-left: .4rem; } }
 """
 
@@ -140,7 +143,7 @@ def _groups(runs: Sequence[TaskRun], names: Sequence[str]) -> str:
             for i, one in enumerate(o for o in ours if group in o.result["groups"]):
                 value = one.result["groups"][group]
                 marks += _mark(value["score"], value["low"], value["high"], _colour(one.run, names), i, len(ours))
-                said.append(f"{percent(value['score'])} of {value['n']}")
+                said.append(f"{100 * value['score']:.0f} % of {value['n']}")
             lines += _row(group.replace("_", " "), marks, "; ".join(said))
         parts += f"<h3>{t(ours[0].result['title'])}</h3>{_key(ours, names)}{lines}{_axis()}"
     return f'<section aria-labelledby="groups"><h2 id="groups">By subject</h2>{parts}</section>\n' if parts else ""
