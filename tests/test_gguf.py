@@ -54,6 +54,9 @@ class AllExperts:
         self.experts = {}
         self.reader = reader
 
+    def waves(self, layer, ids, x_ND):
+        yield {e: self.get(layer, e) for e in ids}
+
     def get(self, layer, e):
         if (layer, e) not in self.experts:
             self.experts[layer, e] = self.reader.read_expert(layer, e)

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 import libremoe
-from libremoe import language_model
+from libremoe import loading
 from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.language_model import LanguageModel, load
 from libremoe.sampling import SamplingParams
@@ -110,8 +110,8 @@ def test_each_tensor_is_read_once(monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_numbers_and_ways_out(monkeypatch):
-    monkeypatch.setattr(language_model, "available_bytes", lambda: 1000)
-    with pytest.raises(LibremoeError, match=r"need 0\.0 GB of memory, 0\.0 GB are free: .*--mmap.*int4"):
+    monkeypatch.setattr(loading, "available_bytes", lambda: 1000)
+    with pytest.raises(LibremoeError, match=r"need 0\.0 GB of memory, 0\.0 GB are free: .*--memory.*int4"):
         load(GOLDEN / "ckpt-0")
     load(GOLDEN / "ckpt-0", mmap=True)
 
