@@ -135,7 +135,7 @@ grader_wire.send = lambda f, m: (f.write(b'[1]\\n'), f.flush())
     "a number without end": "import grader_wire\ngrader_wire.pack = lambda *a: {'i': 'f' * 10**6}\n" + WRONG,
     "the tests read from disk": """
 import glob
-found = ''.join(open(f).read() for f in glob.glob('/work/**', recursive=True) if 'tests' in f)
+found = ''.join(open(f).read() for f in glob.glob('/runtime/**', recursive=True) if 'tests' in f)
 def add(a, b):
     return a + b if '== 5' in found else 1
 """,
