@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from libremoe.direct_read import ALIGN, CHUNK, DEPTH, NEEDED, DirectReader
@@ -135,7 +136,7 @@ def fault_rate(files: list[Path], n_threads: int, seconds: float) -> float:
         until = time.perf_counter() + seconds
         for file in files[i::n_threads] if len(files) >= n_threads else files:
             with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                pages = torch.frombuffer(mapped, dtype=torch.uint8)
+                pages = np.frombuffer(mapped, np.uint8)
                 for at in range(0, len(pages), 1 << 20):
                     if time.perf_counter() > until:
                         break
@@ -197,8 +198,12 @@ def aligned(n: int) -> torch.Tensor:
 
 
 def disk_rate(path: str, seconds: float) -> float:
-    """The most that the disk gives now, with as many reads at once as we have, and twice as many."""
+    """The most that the disk gives now, either way, with our depth and block size and with some that differ."""
     files = weight_files(path)
-    block = min(CHUNK, 1 << max(file.stat().st_size for file in files).bit_length() - 2)
-    return max(direct_rate(files, depth, size, seconds, "threads")
-               for depth in (DEPTH, 2 * DEPTH) for size in {block, block // 4})
+    largest = 1 << max(file.stat().st_size for file in files).bit_length() - 2
+    return max(direct_rate(files, depth, min(block, largest), seconds, way)
+               for way in ways() for depth, block in ((1, CHUNK // 4), (DEPTH, CHUNK), (2 * DEPTH, CHUNK // 4)))
+
+
+if __name__ == "__main__":
+    main()

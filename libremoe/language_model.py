@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import threading
 import time
@@ -23,7 +24,7 @@ import torch
 
 from libremoe.batch import Batch
 from libremoe.engine.drafting import DraftStats
-from libremoe.engine.engine import Engine, check_draft, check_tokens
+from libremoe.engine.engine import STEP_S, Engine, check_draft, check_tokens
 from libremoe.engine.sequence import FinishReason, Logprob, Output
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
@@ -175,11 +176,17 @@ class LanguageModel:
         store = block.moe.experts
         return store if isinstance(store, StreamedExperts) else None
 
+    @property
+    def step_s(self) -> float:
+        """What a step of an engine over this model aims at. Streamed, a short step reads nearly what a long one does,
+        so prompts are taken in as few steps as there can be."""
+        return STEP_S if self.streamed is None else math.inf
+
     @cached_property
     def engine(self) -> Engine:
         """Made when first used, so that whoever brings an engine of their own has no second cache."""
         return Engine(self.model, eos_ids=self.eos_ids, max_running=1, kv_bytes=self.kv_bytes,
-                      draft=self.draft)
+                      step_s=self.step_s, draft=self.draft)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
                **fields: Any) -> Iterator[str]:

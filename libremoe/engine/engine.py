@@ -23,6 +23,7 @@ from libremoe.errors import LibremoeError
 from libremoe.memory import available_bytes
 from libremoe.sampling import SamplingParams, with_seed
 
+STEP_S = 0.3  # what a step aims at: a reader for the next token should not wait much longer
 QUEUE_CONTEXTS = 32  # by default the queue holds the tokens of this many full contexts
 
 
@@ -62,7 +63,7 @@ class Engine:
         eos_ids: frozenset[int] | None = None,
         max_running: int = 16,
         step_tokens: int = 512,
-        step_s: float = 0.3,
+        step_s: float = STEP_S,
         max_waiting: int = 256,
         max_waiting_tokens: int | None = None,
         share_prefixes: bool = True,
