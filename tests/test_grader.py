@@ -299,7 +299,9 @@ def test_values_cross_both_ways() -> None:
     tests = f"""
 for i, value in enumerate([{listed}]):
     for back in (same(value), number(i)):
-        assert back == value and type(back) is type(value) and repr(back) == repr(value), (back, value)
+        assert back == value and type(back) is type(value), (back, value)
+        shown = (lambda v: sorted(map(repr, v))) if type(value) is set else repr  # sets have no order
+        assert shown(back) == shown(value), (back, value)
 """
     answer = f"def same(a):\n    return a\ndef number(i):\n    return [{listed}][i]\n"
     assert grade(answer, tests, limits=LIMITS).outcome == "passed"

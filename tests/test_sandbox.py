@@ -214,10 +214,10 @@ def test_root_kept_is_noticed(monkeypatch) -> None:
 
 
 def test_nothing_outlives_run() -> None:
-    mark = f"outlive-{os.getpid()}"
-    code = f"import threading, time\nthreading.Thread(target=time.sleep, args=(100,)).start()  # {mark}"
+    before = _alive()  # other tests of this process may keep workers
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(100,)).start()"
     assert run(code, limits=Limits(wall_s=0.5)).how == "timeout"
-    assert _alive() == set()
+    assert _alive() <= before
 
 
 @pytest.mark.parametrize("at", [signal.SIGKILL, signal.SIGTERM])
