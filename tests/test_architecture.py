@@ -25,7 +25,8 @@ LAYERS = [
     {"quant", "config", "sandbox"},
     {"errors", "progress", "memory", "answer_file", "_kernels"},
 ]
-WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "server.schema", "server.keys", "evals.flags"]
+WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation",
+                 "server.schema", "server.keys", "evals.flags"]
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence
