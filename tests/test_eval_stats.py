@@ -93,6 +93,8 @@ def test_every_item_is_about_as_likely_to_be_early() -> None:
 def test_ratio_interval() -> None:
     ratio, (low, high) = ratio_interval([(1, 2), (2, 2), (0, 1), (3, 3)])
     assert ratio == 6 / 8 and 0 < low < ratio < high <= 1
+    assert ratio_interval([(0, 1)] * 3) == (0, wilson(0, 3))  # no zero width
+    assert ratio_interval([(0, 2), (0, 3)]) == (0, (0, 1))
 
 
 def test_published_margins_are_those_announced() -> None:

@@ -70,7 +70,7 @@ def _groups(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _also(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Further metrics, with the normal interval."""
+    """Further metrics."""
     found: dict[str, list[tuple[float, float]]] = {}
     for item in items:
         for name, (got, of) in item["score"]["also"].items():

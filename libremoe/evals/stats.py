@@ -65,14 +65,19 @@ def _edge(inside, good: float, bad: float) -> float:  # type: ignore[no-untyped-
 
 
 def ratio_interval(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> tuple[float, Interval]:
-    """Sum of achieved over sum of "out of", with the normal interval of a ratio estimator whose units are the pairs."""
+    """Sum of achieved over sum of "out of". Wilson's interval where each is out of 1; else the normal one of a ratio
+    estimator whose units are the pairs, or (0, 1) where the pairs do not differ and it would have no width."""
     total = sum(of for _, of in pairs)
     if not total:
         return 0.0, Interval(0.0, 1.0)
+    if all(of == 1 for _, of in pairs):
+        return sum(got for got, _ in pairs) / total, wilson(sum(got for got, _ in pairs), len(pairs), level)
     ratio, n = sum(got for got, _ in pairs) / total, len(pairs)
     if n < 2:
         return ratio, Interval(0.0, 1.0)
     spread = sum((got - ratio * of) ** 2 for got, of in pairs) * n / (n - 1)
+    if not spread:
+        return ratio, Interval(0.0, 1.0)
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(spread) / total
     return ratio, Interval(max(0.0, ratio - half), min(1.0, ratio + half))
 
