@@ -126,13 +126,14 @@ def run_task(task: Task, data: Data, sampler: Sampler, model: dict[str, Any], fo
                         yield example.id, prompts[example.id]
 
         left = sum(example.id not in answers.items for example in chosen)
+        total, n = sum(item["score"]["value"] for item in kept()), len(chosen) - left
         with Progress(task.title, len(chosen), plan.shown, "items") as bar:
             bar.advance(len(chosen) - left)
             for id, answer in sampler(coming()):
                 score = task.score(by_id[id], answer)
                 answers.add(by_id[id], prompts.pop(id), answer, score)
-                done = kept()
-                bar.advance(1, f"{100 * sum(item['score']['value'] for item in done) / len(done):.1f} %")
+                total, n = total + score.value, n + 1
+                bar.advance(1, f"{100 * total / n:.1f} %")
         end = stopped[0] if stopped else "all" if len(chosen) == len(examples) else "limit"
         result = results.summarise(answers.header, kept(), running, end, plan.against, plan.price)
         results.save(folder, result)
