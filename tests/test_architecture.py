@@ -25,7 +25,7 @@ LAYERS = [
     {"quant", "config", "sandbox"},
     {"errors", "progress", "memory", "answer_file", "_kernels"},
 ]
-WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation",
+WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation", "chat.store",
                  "server.schema", "server.keys", "evals.flags"]
 
 
