@@ -22,11 +22,11 @@ LAYERS = [
     {"ops", "weights"},
     {"streaming"},
     {"experts", "batch", "direct_read", "eviction"},
-    {"quant", "config", "sandbox"},
+    {"quant", "config", "sandbox", "live"},
     {"errors", "progress", "memory", "answer_file", "_kernels"},
 ]
 WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation", "chat.store",
-                 "chat.markdown", "server.schema", "server.keys", "evals.flags"]
+                 "chat.markdown", "server.schema", "server.keys", "evals.flags", "live.citations"]
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence
