@@ -73,6 +73,11 @@ def plan_budget(reader: Reader, total: int, dtype: torch.dtype, batch: int = 1) 
                             f"{total / 1e9:.1f} GB: `libremoe convert` it first")
     one = slot_size(reader.expert_pieces(layer, e)  # type: ignore[attr-defined]
                     for layer in range(config.n_layers) for e in range(max(config.n_experts, 1)))
+    if left < one:  # the least of everything else, and one expert
+        step_tokens, work = STEP_TOKENS, working_bytes(config, STEP_TOKENS, max(batch, 16))
+        left = total - process - shared - work - one
+        kv_bytes = max(block, min(kv_bytes, left // block * block))
+        left = total - process - shared - kv_bytes - work
     if left < one:
         least = process + shared + block + work + one
         raise LibremoeError(f"{reader.path}: {total / 1e9:.2f} GB of memory are too few: this model needs at least "

@@ -25,12 +25,13 @@ from hypothesis import strategies as st
 
 import libremoe
 import libremoe.direct_read
+from libremoe.batch import BLOCK_SIZE, KVCache
 from libremoe.config import preset
 from libremoe.direct_read import ALIGN, CHUNK, GUESSED, NEEDED, DirectReader, Piece
 from libremoe.engine.engine import Engine
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel
-from libremoe.loading import Budget, build, build_streamed, plan_budget
+from libremoe.loading import Budget, build, build_streamed, plan_budget, working_bytes
 from libremoe.memory import parse_bytes
 from libremoe.model import Transformer
 from libremoe.ops import cpu as cpu_ops
@@ -509,6 +510,20 @@ def test_too_little_memory_says_what_is_least(folder: Path) -> None:
         plan_budget(open_checkpoint(folder), 1000, torch.float32)
     with pytest.raises(LibremoeError, match="choose one"):
         libremoe.load(folder, mmap=True, memory="1G")
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_least_that_is_named_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    monkeypatch.setattr("libremoe.loading.process_bytes", lambda: 400 << 20)
+    reader = open_checkpoint(folder)
+    plenty = plan_budget(reader, 1 << 32, torch.float32, 16)
+    block = KVCache.bytes_per_token(reader.config, torch.float32) * BLOCK_SIZE
+    one = slot_size(reader.expert_pieces(0, e) for e in range(reader.config.n_experts))  # type: ignore[attr-defined]
+    least = plenty.process + plenty.shared + working_bytes(reader.config) + block + one
+    with pytest.raises(LibremoeError, match="at least"):
+        plan_budget(reader, least - 1, torch.float32, batch)
+    budget = plan_budget(reader, least, torch.float32, batch)
+    assert (budget.kv_bytes, budget.expert_bytes) == (block, one)
 
 
 def test_enough_memory_keeps_everything(folder: Path) -> None:
