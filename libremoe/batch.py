@@ -6,7 +6,7 @@ sequence owns a table of block numbers, so sequences can share blocks and need n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -26,6 +26,8 @@ class Batch:
     logit_rows: (M,) int64, the rows whose logits are wanted; None for all N.
     n_active: B numbers; how many experts work on each token of a sequence; None where all want the model's own number.
     resident_only: choose among experts that are in memory, for drafts: whatever the pass gives is a guess.
+    watched_rows: (W,) int64, rows whose chosen experts are to be reported in `chosen`, a (W, A) tensor for each layer;
+    None: none are.
     """
 
     starts: list[int]
@@ -35,6 +37,8 @@ class Batch:
     logit_rows: torch.Tensor | None = None
     n_active: list[int] | None = None
     resident_only: bool = False
+    watched_rows: torch.Tensor | None = None
+    chosen: list[torch.Tensor] = field(default_factory=list)
 
     @staticmethod
     def of_whole(lengths: list[int], device: torch.device | str = "cpu") -> Batch:

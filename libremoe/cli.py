@@ -141,6 +141,9 @@ def _add_run(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     chat = _command(commands, "chat", "libremoe.chat.terminal:run", "a conversation in the terminal")
     chat.add_argument("path", type=Path, nargs="?", help=f"{MODEL_HELP}; default: the one that comes with the package")
+    chat.add_argument("--persona", default="regular", help="regular, fun, coder, teacher, or one's own (docs/chat.md)")
+    chat.add_argument("--language", choices=("en", "fr"), help="of the system prompt; default: of the environment")
+    _add_data(chat)
     _add_loading(chat)
     _add_sampling(chat)
 
@@ -167,6 +170,9 @@ def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
                        help="a request that has not begun by then is refused (default 120)")
     group.add_argument("--drain-timeout", type=float, default=60.0, metavar="SECONDS",
                        help="after SIGTERM, time to finish what runs (default 60)")
+    _add_data(serve)
+    page = serve.add_argument_group("page")
+    page.add_argument("--no-page", action="store_true", help="neither the page nor its conversations")
     access = serve.add_argument_group("access")
     access.add_argument("--keys-file", type=Path, help="default: $LIBREMOE_KEYS, or ~/.config/libremoe/keys.json")
     access.add_argument("--allow-host", action="append", default=[], metavar="NAME",
@@ -175,12 +181,24 @@ def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
                         help="an origin, such as https://example.org, whose web pages may call; repeatable")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conversations")
+    group.add_argument("--data", type=Path, metavar="DIR",
+                       help="where they are kept; default: $XDG_DATA_HOME/libremoe, or ~/.local/share/libremoe")
+    group.add_argument("--database", metavar="URL", help="keep them there instead: postgresql://USER@HOST/NAME")
+    group.add_argument("--ephemeral", action="store_true", help="keep nothing: gone when this ends")
+    group.add_argument("--live", action="store_true",
+                       help="let live answers ask the sources that were added (libremoe live add); else nothing leaves")
+    group.add_argument("--allow-python", action="store_true",
+                       help="a tool that runs Python in the sandbox, once the sandbox has passed its self-test")
+
+
 def _add_keys(commands) -> None:  # type: ignore[no-untyped-def]
     keys = _command(commands, "keys", "libremoe.server.keys:run", "add, list and remove the keys of the server")
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="make a key and print it, once")
     add.add_argument("name", help="whose key it is")
-    add.add_argument("--scope", action="append", choices=("generate", "embed", "tokenize", "metrics"),
+    add.add_argument("--scope", action="append", choices=("generate", "embed", "tokenize", "metrics", "chat"),
                      help="what it is for; repeatable; default: everything")
     add.add_argument("--rpm", type=int, metavar="N", help="requests a minute")
     add.add_argument("--tpm", type=int, metavar="N", help="tokens a minute, prompts and answers")

@@ -131,6 +131,8 @@ class MoE(nn.Module):
         if among is not None and not among:
             return torch.zeros_like(x_ND)
         ids_NA, gates_NA, _ = self.router(x_ND, batch, among)
+        if batch.watched_rows is not None:
+            batch.chosen.append(ids_NA[batch.watched_rows])
         waves = self.experts.waves(self.layer, ids_NA.unique().tolist(), x_ND)
         return self.ops.moe(x_ND, ids_NA, gates_NA, waves, self.config.activation)
 

@@ -21,8 +21,10 @@ import tiny
 from stub_engine import StubEngine
 
 from libremoe.chat.template import ModelTemplate
+from libremoe.chat.tool_box import ToolBox, local_tools
 from libremoe.engine.engine import Engine
 from libremoe.engine.threaded import ThreadedEngine
+from libremoe.server.chat_state import Chat
 from libremoe.server.limits import Access
 from libremoe.server.metrics import Metrics
 from libremoe.server.serve import LOOPBACK_HOSTS, Server
@@ -66,8 +68,10 @@ def service(engine: Any, *, context_len: int, keys: Path | None = None, template
 
 @contextmanager
 def served(engine: Any, **options: Any) -> Iterator[Running]:
-    """options: keys, template, and those of Settings."""
+    """options: keys, template, chat (chatting()), and those of Settings."""
+    chat = options.pop("chat", None)
     made = service(engine, **{"context_len": CONTEXT} | options)
+    made.chat = chat
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         port = listener.getsockname()[1]
         server = Server(made, 5.0)
@@ -81,6 +85,15 @@ def served(engine: Any, **options: Any) -> Iterator[Running]:
             server.should_exit = server.force_exit = True
             thread.join(10)
             engine.close()
+
+
+def chatting(where: Path | str = ":memory:", **fields: Any) -> Chat:
+    """What the page's routes work with, over a store of its own."""
+    from libremoe.chat.persona import load_personas
+    from libremoe.chat.store import open_store
+
+    box = ToolBox(local_tools())
+    return Chat(**{"store": open_store(where), "personas": load_personas(), "tools": box, "n_experts": 8} | fields)
 
 
 def stub(**options: Any) -> StubEngine:

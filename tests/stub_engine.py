@@ -73,7 +73,8 @@ class StubEngine:
         self.task: asyncio.Task[None] | None = None
 
     async def stream(self, prompt: list[int], params: SamplingParams | None = None, *, constraint=None,
-                     prompt_logprobs: int | None = None, deadline_s: float | None = None) -> StubStream:
+                     prompt_logprobs: int | None = None, deadline_s: float | None = None,
+                     report_experts: bool = False) -> StubStream:
         self.check_room()
         params = params or SamplingParams()
         max_tokens = params.max_tokens if params.max_tokens is not None else 16

@@ -71,14 +71,16 @@ def _turn_text(turn: Message) -> str:
 
 
 def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_id: int | None, context_len: int,
-                      tools: Sequence[Tool] = (), choice: ToolChoice | None = None) -> Prompt:
-    """bos_id: put in front where the model expects it (the Llama family does, Grok-1 does not).
+                      tools: Sequence[Tool] = (), choice: ToolChoice | None = None, prefix: str = "") -> Prompt:
+    """bos_id: put in front where the model expects it (the Llama family does, Grok-1 does not). prefix: the beginning
+    of the answer, which is to be continued.
 
     The example turns are left out where the transcript would take more than half of the context.
     """
-    ids = tokenizer.encode_untrusted(transcript(messages, tools, choice))
+    begun = " " + _LABEL_LINE.sub(" ", prefix.strip()) if prefix.strip() else ""
+    ids = tokenizer.encode_untrusted(transcript(messages, tools, choice) + begun)
     if len(ids) > context_len // 2:
-        ids = tokenizer.encode_untrusted(transcript(messages, tools, choice, examples=()))
+        ids = tokenizer.encode_untrusted(transcript(messages, tools, choice, examples=()) + begun)
     return Prompt(ids if bos_id is None else [bos_id, *ids], STOPS, "transcript")
 
 
@@ -128,8 +130,10 @@ class ModelTemplate:
         self._lock = asyncio.Lock()
 
     async def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (),
-                     choice: ToolChoice | None = None) -> Prompt:
-        """Raises LibremoeError where the template refuses the conversation, or takes too long."""
+                     choice: ToolChoice | None = None, prefix: str = "") -> Prompt:
+        """prefix: the beginning of the answer, which is to be continued.
+
+        Raises LibremoeError where the template refuses the conversation, or takes too long."""
         marks = _Marks()
         values = {
             "messages": [_template_message(m, marks) for m in messages],
@@ -138,7 +142,7 @@ class ModelTemplate:
             "bos_token": self._piece(self.tokenizer.bos_id),
             "eos_token": self._piece(self.tokenizer.eos_id),
         }
-        text = await self._render(values)
+        text = await self._render(values) + (marks.hide(prefix) if prefix.strip() else "")
         ids = await asyncio.to_thread(encode_marked, text, marks, self.tokenizer, self.specials)
         return Prompt(ids, (), "model")
 

@@ -117,6 +117,7 @@ class Engine:
         prompt_logprobs: int | None = None,
         prompt_logprobs_from: int = 1,
         deadline_s: float | None = None,
+        report_experts: bool = False,
     ) -> Sequence:
         """Queue a request; its outputs come from step(), marked with the sequence's id.
 
@@ -124,7 +125,7 @@ class Engine:
         index prompt_logprobs_from on, where it is given: the others are None and may share what others computed.
         params.experts: 1 to all of a mixture; more than the model's own number was not trained.
         params.max_tokens 0 computes the prompt and generates nothing; None generates up to the end of the context.
-        deadline_s: how long it may wait for its turn.
+        deadline_s: how long it may wait for its turn. report_experts: say with each token which experts worked.
         Raises LibremoeError with the numbers where prompt + max_tokens can never fit, where the prompt is empty or
         an id is outside the vocabulary; QueueFull (with retry_after_s) where the queue is full. Nothing is kept then.
         """
@@ -145,7 +146,8 @@ class Engine:
         if not 1 <= prompt_logprobs_from <= len(prompt):
             raise LibremoeError(f"prompt_logprobs_from must be from 1 to {len(prompt)}, not {prompt_logprobs_from}")
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
-        seq = Sequence(next(self._ids), list(prompt), params, max_tokens, constraint, prompt_logprobs, deadline)
+        seq = Sequence(next(self._ids), list(prompt), params, max_tokens, constraint, prompt_logprobs, deadline,
+                       report_experts and self.config.is_moe)
         if prompt_logprobs is not None:
             seq.prompt_logprobs += [None] * prompt_logprobs_from  # nothing precedes the first token
         if params.repetition_penalty != 1:

@@ -19,7 +19,7 @@ from libremoe.batch import Batch, KVCache
 from libremoe.config import ModelConfig
 from libremoe.engine.kv_cache import num_blocks
 from libremoe.engine.scheduler import Result, Work
-from libremoe.engine.sequence import Logprob
+from libremoe.engine.sequence import Experts, Logprob
 from libremoe.errors import LibremoeError
 from libremoe.sampling import Sampled, sample
 
@@ -47,7 +47,7 @@ class Runner:
         if not works:
             return []
         try:
-            logits_MV = self._forward(works)
+            logits_MV, watched = self._forward(works)
         except Exception as error:  # a batch's failure must not end sequences that have no part in it
             if len(works) > 1:
                 log.exception("a batch of %d sequences failed; each is tried alone", len(works))
@@ -57,7 +57,7 @@ class Runner:
         results, row = [], 0
         for work in works:
             n_rows = len(_rows(work))
-            results.append(self._result(work, logits_MV[row : row + n_rows]))
+            results.append(self._result(work, logits_MV[row : row + n_rows], watched.get(work.seq.id, ())))
             row += n_rows
         return results
 
@@ -90,34 +90,50 @@ class Runner:
                       n_active=self._n_active([work for work, _ in drafting]), resident_only=True)
         return self.model(torch.tensor(tokens), batch, self.kv)
 
-    def _forward(self, works: list[Work]) -> torch.Tensor:
-        """(M, V) float32: the rows that _rows names, work after work."""
+    def _forward(self, works: list[Work]) -> tuple[torch.Tensor, dict[int, tuple[Experts, ...]]]:
+        """(M, V) float32: the rows that _rows names, work after work. And by sequence that reports them, the experts of
+        each row that a token is drawn from."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
+        watched: list[tuple[int, int]] = []  # sequence, row
         starts = [0]
         for work in works:
+            if work.seq.report_experts and work.is_last:
+                watched += [(work.seq.id, starts[-1] + p - work.start) for p in range(work.stop - 1, work.end)]
             rows += [starts[-1] + position - work.start for position in _rows(work)]
             tokens += [*work.seq.tokens(work.start, work.stop), *work.draft]
             positions += range(work.start, work.end)
             starts.append(len(tokens))
         tables = [work.seq.block_table[: num_blocks(work.end)] for work in works]
         batch = Batch(starts, torch.tensor(positions), [work.end for work in works], tables,
-                      torch.tensor(rows, dtype=torch.int64), self._n_active(works))
-        return self.model(torch.tensor(tokens), batch, self.kv)
+                      torch.tensor(rows, dtype=torch.int64), self._n_active(works),
+                      watched_rows=torch.tensor([row for _, row in watched]) if watched else None)
+        return self.model(torch.tensor(tokens), batch, self.kv), self._experts(works, watched, batch)
+
+    def _experts(self, works: list[Work], watched: list[tuple[int, int]],
+                 batch: Batch) -> dict[int, tuple[Experts, ...]]:
+        """The choices that the pass noted, by sequence, one entry for each watched row."""
+        if not batch.chosen:
+            return {}
+        n_active = {w.seq.id: w.seq.n_active or self.model.config.n_experts_per_tok for w in works}
+        found: dict[int, list[Experts]] = {}
+        for (id, _), layers in zip(watched, torch.stack(batch.chosen, 1).tolist(), strict=True):
+            found.setdefault(id, []).append(tuple(tuple(ids[: n_active[id]]) for ids in layers))
+        return {id: tuple(experts) for id, experts in found.items()}
 
     def _n_active(self, works: list[Work]) -> list[int] | None:
         if all(work.seq.n_active is None for work in works):
             return None
         return [work.seq.n_active or self.model.config.n_experts_per_tok for work in works]
 
-    def _result(self, work: Work, logits_MV: torch.Tensor) -> Result:
+    def _result(self, work: Work, logits_MV: torch.Tensor, experts: tuple[Experts, ...] = ()) -> Result:
         seq = work.seq
         try:
             prompt_logprobs = _prompt_logprobs(work, logits_MV)
             if not work.is_last or seq.max_tokens == 0:
                 return Result(work, prompt_logprobs=prompt_logprobs)
-            return Result(work, _draw(work, logits_MV), prompt_logprobs)
+            return Result(work, _draw(work, logits_MV), prompt_logprobs, experts=experts)
         except Exception as error:  # constraints are not ours, and a mask may leave nothing to draw
             log.exception("sequence %d failed", seq.id)
             return Result(work, error=_sentence(error))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from libremoe.batch import BLOCK_SIZE
 from libremoe.engine.drafting import PLAIN_EVERY, DraftStats
 from libremoe.engine.kv_cache import BlockAllocator
-from libremoe.engine.sequence import FinishReason, Logprob, Output, Sequence
+from libremoe.engine.sequence import Experts, FinishReason, Logprob, Output, Sequence
 from libremoe.sampling import Sampled
 
 
@@ -52,6 +52,7 @@ class Result:
     sampled: tuple[Sampled, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     error: str | None = None
+    experts: tuple[Experts, ...] = ()  # one for each of sampled, where the sequence reports them
 
 
 class Pace:
@@ -189,7 +190,8 @@ class Scheduler:
             if reason is not None:
                 self._end(seq, reason)
             outputs.append(Output(seq.id, sampled.token, sampled.logprob, tuple(sampled.top), reason, None,
-                                  prompt_logprobs if i == 0 else None))
+                                  prompt_logprobs if i == 0 else None,
+                                  result.experts[i] if result.experts else None))
         return outputs
 
     def _append(self, seq: Sequence, sampled: tuple[Sampled, ...]) -> list[tuple[Sampled, FinishReason | None]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 Status = Literal["waiting", "running", "finished"]
+Experts = tuple[tuple[int, ...], ...]  # of one token: for each layer its chosen experts, most probable first
 
 
 class QueueFull(LibremoeError):
@@ -55,6 +56,7 @@ class Output:
     that ended the sequence is given too, with finish_reason "stop". logprob, top: where params.logprobs asks.
     prompt_logprobs: with the first output, where asked for: one per prompt token, None for the first and any before
     the index asked for.
+    experts: where the request asked and the model has some: which worked on the pass that the token was drawn from.
     error: a sentence, where finish_reason is "error" or "deadline".
     After an output with a finish_reason comes no other.
     """
@@ -66,6 +68,7 @@ class Output:
     finish_reason: FinishReason | None = None
     error: str | None = None
     prompt_logprobs: tuple[Logprob | None, ...] | None = None
+    experts: Experts | None = None
 
 
 @dataclass(eq=False)
@@ -79,6 +82,7 @@ class Sequence:
     constraint: Constraint | None = None
     n_prompt_logprobs: int | None = None  # None: not asked for; 0: without alternatives
     deadline: float | None = None  # time.monotonic() by which it must have begun to run
+    report_experts: bool = False  # whether each Output says which experts worked
     arrived: float = field(default_factory=time.monotonic)
 
     status: Status = "waiting"

@@ -110,6 +110,7 @@ class ThreadedEngine:
         constraint: Constraint | None = None,
         prompt_logprobs: int | None = None,
         deadline_s: float | None = None,
+        report_experts: bool = False,
     ) -> Stream:
         """Queue a request; constraint is called in the engine's thread.
 
@@ -119,7 +120,7 @@ class ThreadedEngine:
         with self._wake:  # until the stream is known, the thread must not hand out its outputs
             self._check_open()
             stream.sequence = self._engine.add(prompt, params, constraint=constraint, prompt_logprobs=prompt_logprobs,
-                                               deadline_s=deadline_s)
+                                               deadline_s=deadline_s, report_experts=report_experts)
             self._streams[stream.sequence.id] = stream
             self._wake.notify()
         return stream

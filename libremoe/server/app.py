@@ -20,7 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from libremoe.chat.conversation import NotFound
 from libremoe.errors import LibremoeError
+from libremoe.server import chat_api, chat_more
 from libremoe.server.anthropic import count_tokens, messages
 from libremoe.server.errors import ApiError, response_for
 from libremoe.server.generate import refusal
@@ -43,6 +45,7 @@ SECURITY_HEADERS = {
 }
 OPEN_PATHS = frozenset({"/health"})
 # What a key must be allowed to do there; None: any key. Paths that are not listed need no less than a key.
+CHAT_PREFIX = "/api/"  # all of it is a person's own: the scope "chat"
 SCOPES = {
     "/v1/chat/completions": "generate", "/v1/completions": "generate", "/v1/responses": "generate",
     "/v1/messages": "generate", "/v1/messages/count_tokens": "tokenize", "/tokenize": "tokenize",
@@ -64,13 +67,15 @@ ROUTES = [
     Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    *chat_api.ROUTES,
+    *chat_more.ROUTES,
 ]
 
 
 def make_app(service: Service) -> Starlette:
     """The ASGI application of one service."""
-    handlers = {ApiError: _api_error, LibremoeError: _mistake, HTTPException: _http_error, Gone: _gone,
-                Exception: _failure}
+    handlers = {ApiError: _api_error, NotFound: _not_found, LibremoeError: _mistake, HTTPException: _http_error,
+                Gone: _gone, Exception: _failure}
     app = Starlette(routes=ROUTES, exception_handlers=handlers)  # type: ignore[arg-type]
     app.router.redirect_slashes = False  # a redirect would name a Host that the client chose
     app.state.service = service
@@ -84,6 +89,10 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 async def _mistake(request: Request, error: LibremoeError) -> Response:
     return response_for(request.url.path, refusal(error))
+
+
+async def _not_found(request: Request, error: NotFound) -> Response:
+    return response_for(request.url.path, ApiError(404, str(error), code="not_found"))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -155,7 +164,7 @@ class _Guards:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         given = secret.strip() if kind.lower() == "bearer" else headers.get("x-api-key")
         key = self.service.access.key_for(given)
-        needed = SCOPES.get(path)
+        needed = SCOPES.get(path) or ("chat" if path.startswith(CHAT_PREFIX) else None)
         if key is not None and needed is not None and needed not in key.scopes:
             raise ApiError(
                 403, f"the key {key.name} is not for this: it lacks the scope {needed}", code="scope_missing"

@@ -33,21 +33,20 @@ async def read_body(request: Request, model: type[M], settings: Settings) -> M:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send JSON with 'Content-Type: application/json'")
-    body = await _read(request, settings)
+    body = await read_bytes(request, settings.max_body_bytes, settings.body_timeout_s)
     if len(body) < LARGE_BYTES:
         return _parse(body, model)
     return await asyncio.to_thread(_parse, body, model)
 
 
-async def _read(request: Request, settings: Settings) -> bytes:
-    too_long = ApiError(
-        413, f"the body is longer than {settings.max_body_bytes} bytes", headers={"Connection": "close"}
-    )
+async def read_bytes(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """Raises ApiError: 408 too slow, 413 too long."""
+    too_long = ApiError(413, f"the body is longer than {max_bytes} bytes", headers={"Connection": "close"})
     body, discarded = bytearray(), 0
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                if not discarded and len(body) + len(chunk) <= settings.max_body_bytes:
+                if not discarded and len(body) + len(chunk) <= max_bytes:
                     body += chunk
                     continue
                 # Read on for a while: a connection that is closed with bytes unread loses the answer on its way.
@@ -55,7 +54,7 @@ async def _read(request: Request, settings: Settings) -> bytes:
                 if discarded > DISCARD_BYTES:
                     raise too_long
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {settings.body_timeout_s:g} s",
+        raise ApiError(408, f"the body did not arrive within {timeout_s:g} s",
                        headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise Gone from None

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from libremoe.engine.sequence import Logprob, Output, QueueFull
+from libremoe.engine.sequence import Experts, Logprob, Output, QueueFull
 from libremoe.engine.threaded import Closing
 from libremoe.errors import LibremoeError
 from libremoe.sampling import SamplingParams, StopChecker
@@ -41,6 +41,8 @@ class Job:
     constraints: list[TokenConstraint] | None = None  # one for each answer
     prompt_logprobs: int | None = None
     trim: bool = False  # white space around the answer is the transcript's, not the answer's
+    continues: bool = False  # the prompt ends with the beginning of the answer: white space after it belongs to it
+    experts: bool = False  # whether to report which experts worked
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None = None
     stop_text: str | None = None  # the stop string that ended it
     prompt_logprobs: tuple[Logprob | None, ...] | None = None  # with the first piece, where they were asked for
+    experts: Experts | None = None  # of its token, where they were asked for
 
 
 @dataclass
@@ -121,8 +124,8 @@ async def _queue(service: Service, job: Job, k: int, index: int, arrived: float)
     # The engine only ends sequences; stop strings and text are found here.
     stream = await service.engine.stream(
         job.ids, replace(params, stop=()), constraint=constraint, prompt_logprobs=job.prompt_logprobs,
-        deadline_s=service.settings.queue_timeout_s)
-    return _Choice(service, stream, index, params, constraint, job.trim, arrived)
+        deadline_s=service.settings.queue_timeout_s, report_experts=job.experts)
+    return _Choice(service, stream, index, params, constraint, job, arrived)
 
 
 async def _close(choices: Sequence[_Choice]) -> None:
@@ -209,20 +212,20 @@ class _Choice:
     """One answer on its way."""
 
     def __init__(self, service: Service, stream: Stream, index: int, params: SamplingParams,
-                 constraint: TokenConstraint | None, trim: bool, arrived: float):
+                 constraint: TokenConstraint | None, job: Job, arrived: float):
         self.service = service
         self.stream = stream
         self.index = index
         self.constraint = constraint
         self.wants_logprobs = params.logprobs is not None
-        self.text = _TextFlow(service, params.stop, trim)
+        self.text = _TextFlow(service, params.stop, job.trim, started=job.continues)
         self.num_tokens = 0
         self.last = arrived
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         async for output in self.stream:
             piece = self._piece(output)
-            if piece.text or piece.tokens or piece.finish_reason or piece.prompt_logprobs:
+            if piece.text or piece.tokens or piece.finish_reason or piece.prompt_logprobs or piece.experts:
                 yield piece
             if piece.finish_reason:
                 return
@@ -244,7 +247,7 @@ class _Choice:
         if finish:
             text += self.text.finish(cut=finish == "stop")
         return Piece(self.index, text, tokens, "length" if finish == "length" else "stop" if finish else None,
-                     self.text.stop_text, output.prompt_logprobs)
+                     self.text.stop_text, output.prompt_logprobs, output.experts)
 
     def _is_complete(self) -> bool:
         end = self.constraint.complete_at if self.constraint is not None else None
@@ -271,12 +274,12 @@ def _failure(output: Output) -> ApiError:
 class _TextFlow:
     """Tokens in, text that may be shown out: decoded, cut before stop strings, and trimmed where asked."""
 
-    def __init__(self, service: Service, stops: tuple[str, ...], trim: bool):
+    def __init__(self, service: Service, stops: tuple[str, ...], trim: bool, started: bool = False):
         self.decoder = service.tokenizer.stream_decoder()
         self.known = service.tokenizer.vocab_size  # a model may have more ids than its tokenizer
         self.checker = StopChecker(stops) if stops else None
         self.trim = trim
-        self.started = not trim
+        self.started = started or not trim
         self.space = ""  # at the end of what came so far, and dropped if nothing follows
         self.stop_text: str | None = None
 

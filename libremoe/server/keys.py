@@ -21,7 +21,7 @@ from pathlib import Path
 
 from libremoe.errors import LibremoeError
 
-SCOPES = ("generate", "embed", "tokenize", "metrics")
+SCOPES = ("generate", "embed", "tokenize", "metrics", "chat")
 MAX_FILE_BYTES = 4 << 20
 PREFIX = "lm-"
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from libremoe.server import schema
+from libremoe.server import chat_schema, schema
 
+JSON, SSE = "application/json", "text/event-stream"
 POSTS: dict[str, tuple[str, type[BaseModel], bool]] = {  # path: (summary, body, may stream)
     "/v1/chat/completions": ("Answer a conversation (OpenAI)", schema.ChatRequest, True),
     "/v1/completions": ("Continue texts or token ids (OpenAI)", schema.CompletionRequest, True),
@@ -34,6 +36,32 @@ GETS = {
     "/": ("This document as a page", "text/html"),
     "/docs": ("This document as a page", "text/html"),
 }
+# The page's: (method, path, summary, body, media type of the answer)
+CHAT: list[tuple[str, str, str, type[BaseModel] | None, str]] = [
+    ("get", "/api/state", "What is served, and what can be used with it", None, JSON),
+    ("get", "/api/conversations", "All conversations, and where a query is found", None, JSON),
+    ("post", "/api/conversations", "Begin a conversation", chat_schema.NewConversation, JSON),
+    ("delete", "/api/conversations", "Erase all conversations", None, JSON),
+    ("get", "/api/conversations/{id}", "A conversation with all its turns", None, JSON),
+    ("patch", "/api/conversations/{id}", "Rename it, change its persona, select a branch",
+     chat_schema.ChangeConversation, JSON),
+    ("delete", "/api/conversations/{id}", "Erase it", None, JSON),
+    ("post", "/api/conversations/{id}/turns", "Say something and follow the answer", chat_schema.NewTurn, SSE),
+    ("post", "/api/conversations/{id}/regenerate", "Another answer", chat_schema.AnotherAnswer, SSE),
+    ("post", "/api/conversations/{id}/continue", "Go on with an answer", chat_schema.AnotherAnswer, SSE),
+    ("get", "/api/conversations/{id}/export", "As a file: ?format=markdown, json or html", None,
+     "application/octet-stream"),
+    ("get", "/api/turns/{id}/events", "Follow an answer that is being written", None, SSE),
+    ("post", "/api/turns/{id}/stop", "Stop an answer", None, JSON),
+    ("post", "/api/turns/{id}/approve", "Allow a tool call, or refuse it", chat_schema.Decision, JSON),
+    ("post", "/api/import", "Import an exported file", None, JSON),
+    ("get", "/prompts", "The system prompts, with their history", None, JSON),
+    ("get", "/api/ledger", "What left this machine", None, JSON),
+    ("get", "/api/sources", "Sources of live answers", None, JSON),
+    ("post", "/api/sources", "Add a source", chat_schema.NewSource, JSON),
+    ("delete", "/api/sources/{name}", "Remove a source", None, JSON),
+    ("post", "/api/offline", "Let nothing leave this machine, or let it", chat_schema.Offline, JSON),
+]
 ERRORS = {
     "400": "a field is wrong; the message names it",
     "401": "a key is needed",
@@ -51,7 +79,8 @@ ERRORS = {
 @cache
 def document() -> dict[str, Any]:
     """OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.0"""
-    _, definitions = models_json_schema([(body, "validation") for _, body, _ in POSTS.values()],
+    bodies = [body for _, body, _ in POSTS.values()] + [body for *_, body, _ in CHAT if body is not None]
+    _, definitions = models_json_schema([(body, "validation") for body in dict.fromkeys(bodies)],
                                         ref_template="#/components/schemas/{model}")
     anything = {"schema": {"type": "object"}}
     errors = {
@@ -73,6 +102,9 @@ def document() -> dict[str, Any]:
             "summary": summary, "security": [] if path == "/health" else [{"key": []}],
             "responses": {"200": {"description": "the answer", "content": {media_type: {}}}} | errors,
         }}
+    for method, path, summary, chat_body, media_type in CHAT:
+        paths.setdefault(path, {})[method] = _operation(method, path, summary, chat_body, media_type) | {
+            "responses": {"200": {"description": "the answer", "content": {media_type: {}}}} | errors}
     paths["/v1/models/{name}"]["get"]["parameters"] = [
         {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
     return {
@@ -84,6 +116,18 @@ def document() -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _operation(method: str, path: str, summary: str, body: type[BaseModel] | None, media_type: str) -> dict[str, Any]:
+    operation: dict[str, Any] = {"summary": summary, "security": [{"key": []}],
+                                 "operationId": f"{method}{re.sub('[^a-z]+', '_', path).rstrip('_')}"}
+    if names := re.findall(r"{(\w+)}", path):
+        operation["parameters"] = [{"name": name, "in": "path", "required": True,
+                                    "schema": {"type": "string", "minLength": 1}} for name in names]
+    if body is not None:
+        ref = {"$ref": f"#/components/schemas/{body.__name__}"}
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": ref}}}
+    return operation
 
 
 async def openapi_json(request: Request) -> Response:

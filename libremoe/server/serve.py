@@ -44,7 +44,8 @@ KEEP_ALIVE_S = 20
 
 def run(args: argparse.Namespace) -> int:
     """The command. args: path, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes,
-    queue_timeout, drain_timeout, chat_template, allow_host, allow_origin, keys_file. Returns 0 after a clean end."""
+    queue_timeout, drain_timeout, chat_template, allow_host, allow_origin, keys_file, no_page, data, database,
+    ephemeral, live, allow_python. Returns 0 after a clean end."""
     for flag, value in (("--queue-timeout", args.queue_timeout), ("--drain-timeout", args.drain_timeout),
                         ("--max-waiting", args.max_waiting)):
         if not value >= 0:
@@ -54,7 +55,12 @@ def run(args: argparse.Namespace) -> int:
     with listener:
         from libremoe.run import load_for
 
-        service = make_service(load_for(args), args, access)
+        lm = load_for(args)
+        service = make_service(lm, args, access)
+        if not args.no_page:
+            from libremoe.server.chat_open import open_chat
+
+            service.chat = open_chat(args, lm)
         print(banner(service, args.host, listener.getsockname()[1]), flush=True)
         serve(service, listener, args.drain_timeout)
     return 0
@@ -159,6 +165,8 @@ def serve(service: Service, listener: socket.socket, drain_timeout_s: float) -> 
         Server(service, drain_timeout_s).run(sockets=[listener])
     finally:
         service.engine.close()
+        if service.chat is not None:
+            service.chat.store.close()  # again, where the server ended before its loop could
 
 
 class Server(uvicorn.Server):
@@ -189,6 +197,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self.service.chat is not None:
+            await self.service.chat.start()
         await super().startup(sockets)
         for listener in (
             sockets or ()
@@ -197,6 +207,11 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again would hold up everybody
         gc.set_threshold(*GC_THRESHOLDS)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.service.chat is not None:
+            await self.service.chat.close()  # before the connections: the streams of answers end by this
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining or self._loop is None:

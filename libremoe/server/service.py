@@ -19,6 +19,7 @@ from libremoe.server.metrics import Metrics
 if TYPE_CHECKING:
     from libremoe.constrain import Grammars, TokenConstraint
     from libremoe.engine.threaded import ThreadedEngine
+    from libremoe.server.chat_state import Chat
     from libremoe.tokenizer import Tokenizer
 
 SHORT_TEXT = 2000  # characters that are tokenised at once; longer texts go to a thread so that nobody else waits
@@ -52,6 +53,7 @@ class Service:
     metrics: Metrics
     bos_id: int | None = None  # put in front of texts where the model expects it (the Llama family does)
     chat_template: ModelTemplate | None = None
+    chat: Chat | None = None  # the conversations of the page; None: the server has no page
     settings: Settings = field(default_factory=Settings)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
@@ -77,15 +79,16 @@ class Service:
         ids = await self._in_thread_if_long(text, self.tokenizer.encode_untrusted)
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
-    async def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool], choice: ToolChoice) -> Prompt:
-        """The conversation as ids, by the model's own template or as a transcript."""
+    async def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool], choice: ToolChoice,
+                          prefix: str = "") -> Prompt:
+        """The conversation as ids, by the model's own template or as a transcript. prefix: the answer's beginning."""
         if self.chat_template is not None:
-            return await self.chat_template.prompt(messages, tools, choice)
-        size = sum(len(m.text) for m in messages) + sum(len(t.description) + 500 for t in tools)
+            return await self.chat_template.prompt(messages, tools, choice, prefix)
+        size = len(prefix) + sum(len(m.text) for m in messages) + sum(len(t.description) + 500 for t in tools)
 
         def render() -> Prompt:
             return transcript_prompt(messages, self.tokenizer, bos_id=self.bos_id, context_len=self.context_len,
-                                     tools=tools, choice=choice)
+                                     tools=tools, choice=choice, prefix=prefix)
 
         return render() if size < SHORT_TEXT else await asyncio.to_thread(render)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from libremoe.chat.message import Message, Text, Tool, ToolCall, ToolChoice
 from libremoe.chat.tools import CallParser
-from libremoe.engine.sequence import Logprob
+from libremoe.engine.sequence import Experts, Logprob
 from libremoe.errors import LibremoeError
 from libremoe.server.errors import invalid
 from libremoe.server.generate import Generation, Job, params_from
@@ -30,6 +30,8 @@ class Asked:
     n: int = 1
     stop: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""  # of the answer: it is continued
+    experts: bool = False  # whether to report which experts worked
 
 
 @dataclass
@@ -52,7 +54,7 @@ async def prepare(service: Service, asked: Asked) -> Turn:
     check_tools(asked)
     has_tools = bool(asked.tools) and asked.choice.mode != "none"
     try:
-        prompt = await service.chat_prompt(asked.messages, asked.tools, asked.choice)
+        prompt = await service.chat_prompt(asked.messages, asked.tools, asked.choice, asked.prefix)
     except LibremoeError as error:
         raise invalid(str(error), "messages") from error
     max_tokens = service.max_tokens(asked.max_tokens, len(prompt.ids), service.settings.default_max_tokens)
@@ -61,7 +63,8 @@ async def prepare(service: Service, asked: Asked) -> Turn:
         constraints = await service.constraint(asked.tools, asked.choice, asked.schema, asked.n)
     except LibremoeError as error:
         raise invalid(str(error), "tools" if asked.schema is None else asked.schema_field) from error
-    job = Job(prompt.ids, params, asked.n, constraints, trim=prompt.template == "transcript")
+    job = Job(prompt.ids, params, asked.n, constraints, trim=prompt.template == "transcript",
+              continues=bool(asked.prefix), experts=asked.experts)
     return Turn(job, prompt.template, asked.choice, has_tools)
 
 
@@ -84,6 +87,7 @@ class Parts:
     tokens: tuple[Logprob, ...] = ()
     finish_reason: str | None = None  # stop, length, tool_calls
     stop_text: str | None = None
+    experts: tuple[Experts, ...] = ()
 
 
 async def parts_of(turn: Turn, generation: Generation) -> AsyncGenerator[Parts]:
@@ -100,8 +104,9 @@ async def parts_of(turn: Turn, generation: Generation) -> AsyncGenerator[Parts]:
                 parts += parser.finish()
             if finish == "stop" and parser.calls:
                 finish = "tool_calls"
-        if parts or piece.tokens or finish:
-            yield Parts(piece.index, parts, piece.tokens, finish, piece.stop_text)
+        if parts or piece.tokens or finish or piece.experts:
+            yield Parts(piece.index, parts, piece.tokens, finish, piece.stop_text,
+                        (piece.experts,) if piece.experts else ())
 
 
 @dataclass

@@ -1,0 +1,107 @@
+"""What surrounds conversations: the prompts that are served, sources and the ledger of what left, help with code."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from libremoe.chat.persona import LANGUAGES, history
+from libremoe.server.body import read_body
+from libremoe.server.chat_schema import NewSource, Offline
+from libremoe.server.chat_state import Chat, chat_of, route
+from libremoe.server.errors import ApiError
+
+MAX_ENTRIES = 1000  # of the ledger, in one answer
+_STYLE = (":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;"
+          "padding:0 1rem}pre{white-space:pre-wrap;background:#8881;padding:.6rem}code{overflow-wrap:anywhere}")
+
+
+def _chat(request: Request) -> Chat:
+    return chat_of(request.app.state.service)
+
+
+def _live(request: Request) -> Any:
+    live = _chat(request).live
+    if live is None:
+        raise ApiError(404, "this server was started without live sources: start it with --live", code="no_live")
+    return live
+
+
+def prompts_of(chat: Chat) -> list[dict[str, Any]]:
+    """Every system prompt that may have been behind an answer, the one in use first."""
+    found = []
+    for persona in chat.personas.values():
+        for language in LANGUAGES:
+            versions = [{"since": one.since.isoformat(), "note": one.note, "sha256": one.sha256, "text": one.text}
+                        for one in history(persona, language)]
+            found.append({"persona": persona.name, "language": language, "title": persona.title.get(language) or
+                          persona.title["en"], "own": persona.own, "versions": versions})
+    return found
+
+
+async def prompts(request: Request) -> Response:
+    """As a page, or as JSON for whoever accepts that rather."""
+    found = prompts_of(_chat(request))
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"prompts": found})
+    parts = ["<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+             f"<title>Prompts</title><style>{_STYLE}</style><h1>The system prompts of this server</h1>",
+             "<p>Each answer names the SHA-256 of the system prompt it was written under. These are all of them, in ",
+             "UTF-8 exactly as the model reads them; the first of each is in use.</p>"]
+    for one in found:
+        parts.append(f"<h2>{html.escape(one['title'])} ({html.escape(one['persona'])}, {one['language']})</h2>")
+        for i, version in enumerate(one["versions"]):
+            shown = (f"<p>Since {version['since']}. {html.escape(version['note'])}<br><code>{version['sha256']}</code>"
+                     f"</p><pre>{html.escape(version['text'])}</pre>")
+            parts.append(shown if i == 0 else f"<details><summary>{version['since']}</summary>{shown}</details>")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    return HTMLResponse("".join(parts) + "</html>", headers={"Content-Security-Policy": policy})
+
+
+async def ledger(request: Request) -> Response:
+    live = _live(request)
+    entries = await asyncio.to_thread(live.ledger.entries, MAX_ENTRIES)
+    return JSONResponse({"entries": [_plain(one) for one in entries]})
+
+
+async def sources(request: Request) -> Response:
+    live = _live(request)
+    return JSONResponse({"sources": [_plain(one) for one in await asyncio.to_thread(live.sources.list)]})
+
+
+async def add_source(request: Request) -> Response:
+    live = _live(request)
+    body = await read_body(request, NewSource, request.app.state.service.settings)
+    options = {**body.options, **({"url": body.url} if body.url is not None else {})}
+    made = await asyncio.to_thread(lambda: live.sources.add(body.kind, body.name, **options))
+    return JSONResponse({"source": _plain(made)}, 201)
+
+
+async def remove_source(request: Request) -> Response:
+    live, name = _live(request), request.path_params["name"]
+    await asyncio.to_thread(live.sources.remove, name)
+    return JSONResponse({"removed": name})
+
+
+async def offline(request: Request) -> Response:
+    live = _live(request)
+    body = await read_body(request, Offline, request.app.state.service.settings)
+    live.offline = body.offline
+    return JSONResponse({"offline": live.offline})
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+ROUTES = [
+    route("/prompts", GET=prompts),
+    route("/api/ledger", GET=ledger),
+    route("/api/sources", GET=sources, POST=add_source),
+    route("/api/sources/{name}", DELETE=remove_source),
+    route("/api/offline", POST=offline),
+]
