@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "progress", "memory", "answer_file", "_kernels"},
 ]
 WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation", "chat.store",
-                 "chat.markdown", "server.schema", "server.keys", "evals.flags"]
+                 "chat.markdown", "server.schema", "server.keys", "evals.flags", "live.citations"]
 
 
 # The tokenizers library raises Exception itself, nothing narrower; whatever one sequence raises ends that sequence

@@ -1,0 +1,1 @@
+"""What happened this morning: sources that a person chose, one way out for bytes, snapshots, and citations checked."""
