@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conversations import Twin, act, compare
+from postgres_server import Server, postgres  # noqa: F401  the fixture
 
 from libremoe.chat.conversation import Turn
 from libremoe.chat.store import open_store
@@ -33,3 +34,8 @@ def twin_run(where: str, seed: int, n_acts: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_sqlite_is_its_twin(seed: int, tmp_path: Path) -> None:
     twin_run(str(tmp_path / "chat.db") if seed else ":memory:", seed, 150)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_postgres_is_its_twin(seed: int, postgres: Server) -> None:  # noqa: F811
+    twin_run(postgres.database(), seed, 150)

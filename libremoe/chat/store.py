@@ -84,13 +84,16 @@ class Store:
     def insert(self, conversation: Conversation, its_turns: Sequence[Turn]) -> Conversation:
         """A whole conversation at once, as an import brings it: all of it or nothing. It and its turns get new ids.
 
-        Raises LibremoeError where turns form no tree. Times are kept; turns lie in the order given, a parent first."""
-        ordered = _parents_first(its_turns)
+        Raises LibremoeError where turns form no tree. Times are kept where there are any. Turns lie in the order given,
+        parents first.
+        """
+        now, ordered = self._now(), _parents_first(its_turns)
         new = {turn.id: new_id() for turn in ordered}
         if conversation.leaf_id is not None and conversation.leaf_id not in new:
             raise LibremoeError(f"conversation {conversation.title!r}: its selected turn is not among its turns")
         kept = Conversation(new_id(), _one_line(conversation.title), _one_line(conversation.persona),
-                            _one_line(conversation.language), float(conversation.created), float(conversation.updated),
+                            _one_line(conversation.language), float(conversation.created or now),
+                            float(conversation.updated or now),
                             new[conversation.leaf_id] if conversation.leaf_id else None)
         rows = [_row(replace(turn, id=new[turn.id], conversation_id=kept.id, created=float(turn.created),
                              parent_id=new[turn.parent_id] if turn.parent_id else None)) for turn in ordered]
