@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from libremoe.chat.message import Text, ToolCall
 from libremoe.chat.session import Ended, Experts, Request, TextDelta
-
-if TYPE_CHECKING:
-    from libremoe.live.values import Excerpt, Findings
+from libremoe.live.values import Excerpt, Findings
 
 Says = Callable[[Request], Sequence[str | ToolCall]]
 
@@ -53,8 +51,6 @@ def words(text: str) -> Says:
 
 
 def excerpt(number: int, text: str, title: str = "Page", **fields: Any) -> Excerpt:
-    from libremoe.live.values import Excerpt
-
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return Excerpt(**{"number": number, "title": title, "url": f"https://example.org/{number}", "source": "test",
                       "kind": "page", "published": None, "fetched": 1e9, "text": text, "snapshot_sha256": sha256,
@@ -71,8 +67,6 @@ class FakeLive:
     opened: list[str] = field(default_factory=list)
 
     async def gather(self, question: str, language: str, deadline_s: float) -> Findings:
-        from libremoe.live.values import Findings
-
         self.asked.append(question)
         return Findings(list(self.excerpts), [], self.fresh)
 

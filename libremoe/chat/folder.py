@@ -83,7 +83,7 @@ def open_belongings(args: argparse.Namespace) -> Belongings:
 def _open_live(folder: Path, allowed: bool) -> Any:
     """The sources, which send nothing unless allowed; None where what they need is not installed."""
     try:
-        from libremoe.live import Live
+        from libremoe.live import Live  # type: ignore[attr-defined]
     except ImportError:
         if allowed:
             raise LibremoeError("--live needs the extra live: pip install 'libremoe[live]'") from None

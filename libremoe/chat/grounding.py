@@ -10,6 +10,9 @@ from typing import Any
 
 from libremoe.chat.message import Message, said
 from libremoe.errors import LibremoeError
+from libremoe.live import citations
+from libremoe.live.citations import cited_numbers
+from libremoe.live.values import Excerpt
 
 EXCERPT_CHARS = 1200  # of one excerpt, where the context has room
 LEAST_EXCERPT_CHARS = 150
@@ -89,9 +92,6 @@ def opening(details: dict[str, Any], excerpts: Sequence[dict[str, Any]], languag
 
 async def check(answer: str, excerpts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A verdict for each sentence: whether the excerpts that it cites support it."""
-    from libremoe.live import citations
-    from libremoe.live.values import Excerpt
-
     found = await asyncio.to_thread(citations.check, answer, [Excerpt(**one) for one in excerpts])
     return [as_json(one) for one in found]
 
@@ -131,8 +131,6 @@ class Marks:
     def _kept(self, found: re.Match[str]) -> str:
         if found["mark"] is None:
             return found[0]
-        from libremoe.live.citations import cited_numbers
-
         numbers = cited_numbers(found[0])
         right = [n for n in numbers if 1 <= n <= self.n_excerpts]
         self.dropped += len(numbers) - len(right)
