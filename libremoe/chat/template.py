@@ -84,6 +84,24 @@ def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_
     return Prompt(ids if bos_id is None else [bos_id, *ids], STOPS, "transcript")
 
 
+class Trim:
+    """Takes the white space around a streamed answer away: in a transcript it is the transcript's, not the answer's."""
+
+    def __init__(self, *, started: bool = False):
+        """started: the beginning of the answer is in the prompt, so white space that follows it belongs to it."""
+        self.started = started
+        self.space = ""  # at the end of what came so far, and dropped if nothing follows
+
+    def push(self, text: str) -> str:
+        if not self.started:
+            text = text.lstrip()
+            self.started = bool(text)
+        text = self.space + text
+        kept = text.rstrip()
+        self.space = text[len(kept) :]
+        return kept
+
+
 def find_template(folder: Path) -> str | None:
     """The chat template beside a model: chat_template.jinja, or tokenizer_config.json's chat_template, as text.
 

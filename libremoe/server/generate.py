@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from libremoe.chat.template import Trim
 from libremoe.engine.sequence import Experts, Logprob, Output, QueueFull
 from libremoe.engine.threaded import Closing
 from libremoe.errors import LibremoeError
@@ -278,9 +279,7 @@ class _TextFlow:
         self.decoder = service.tokenizer.stream_decoder()
         self.known = service.tokenizer.vocab_size  # a model may have more ids than its tokenizer
         self.checker = StopChecker(stops) if stops else None
-        self.trim = trim
-        self.started = started or not trim
-        self.space = ""  # at the end of what came so far, and dropped if nothing follows
+        self.trim = Trim(started=started) if trim else None
         self.stop_text: str | None = None
 
     def push(self, token: int) -> str:
@@ -293,7 +292,7 @@ class _TextFlow:
         text = self._checked(self.decoder.finish())
         if self.checker is not None and self.stop_text is None:
             text += self._trimmed(self.checker.finish())
-        return text if cut else text + self.space
+        return text if cut or self.trim is None else text + self.trim.space
 
     def _checked(self, text: str) -> str:
         if self.checker is None:
@@ -306,12 +305,4 @@ class _TextFlow:
         return self._trimmed(shown)
 
     def _trimmed(self, text: str) -> str:
-        if not self.trim:
-            return text
-        if not self.started:
-            text = text.lstrip()
-            self.started = bool(text)
-        text = self.space + text
-        kept = text.rstrip()
-        self.space = text[len(kept) :]
-        return kept
+        return text if self.trim is None else self.trim.push(text)
