@@ -146,6 +146,7 @@ def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     _add_data(chat)
     _add_loading(chat)
     _add_sampling(chat)
+    chat.set_defaults(temperature=None, max_tokens=None)  # the persona's, where the person says nothing
 
 
 def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]

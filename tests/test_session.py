@@ -19,7 +19,7 @@ from libremoe.chat.conversation import Turn
 from libremoe.chat.grounding import Marks, with_excerpts
 from libremoe.chat.message import Message, Text, Tool, ToolCall, ToolResult, said
 from libremoe.chat.persona import load_personas, system_prompt
-from libremoe.chat.session import CallAsked, CallDone, Event, Finished, Options, Sources, TextDelta, Written, reply
+from libremoe.chat.session import CallAsked, CallDone, Event, Finished, Options, Sources, Written, reply
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools
 from libremoe.errors import LibremoeError
 from libremoe.live import citations
@@ -291,8 +291,8 @@ def test_what_pages_said_in_earlier_answers_makes_every_call_a_question() -> Non
 
 # ---- numbers of excerpts
 
-PIECES = st.sampled_from(["[1]", "[2]", "[9]", "[", "]", "1", "9", ", ", " ", "[^3]", "【4†x】", "【", "】", "[1-3]", "`", "```",
-                          "text", ".", "[1, 9]", "\n", "–", "x[7]"])
+PIECES = st.sampled_from(["[1]", "[2]", "[9]", "[", "]", "1", "9", ", ", " ", "[^3]", "【4†x】", "【", "】", "[1-3]",
+                          "`", "```", "text", ".", "[1, 9]", "\n", "–", "x[7]"])
 
 
 @given(st.lists(PIECES, max_size=14).map("".join), st.lists(st.integers(1, 5), max_size=40), st.integers(1, 3))

@@ -1,99 +1,293 @@
-"""`libremoe chat`: a conversation in the terminal. Ctrl-C stops an answer, Ctrl-D or /quit leaves, /new starts
-afresh."""
+"""`libremoe chat`: a conversation in the terminal, over the same session and the same store as the page.
+
+Esc or Ctrl-C stops an answer, Ctrl-D or /quit leaves, /help lists the commands (commands.py). Where standard input is
+no terminal, its lines are messages and commands, answers go to standard output, and tools that act are refused.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import dataclasses
+import os
 import sys
+import time
+from contextlib import aclosing
+from typing import Any
 
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import InMemoryHistory
 from rich.console import Console
 
-from libremoe.chat.message import Message, said
-from libremoe.chat.template import ModelTemplate, Prompt, find_template, transcript_prompt
+from libremoe.chat import session
+from libremoe.chat.conversation import Conversation, State, Turn, title_from
+from libremoe.chat.folder import Belongings, open_belongings
+from libremoe.chat.keys import Listener, listening
+from libremoe.chat.local_model import LocalModel
+from libremoe.chat.message import Text
+from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta, Written
+from libremoe.chat.template import ModelTemplate, find_template
+from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
-from libremoe.language_model import LanguageModel
 from libremoe.run import default_model, load_for, sampling_params
-from libremoe.sampling import SamplingParams
 from libremoe.tiny import is_random
 from libremoe.weights import open_checkpoint
 
+SAVE_EVERY_S = 1.0
+HISTORY = 200  # earlier messages that the arrow keys bring back
+SHOWN_RESULT = 400  # characters of a tool's result on the screen
+SAMPLING = {"temperature": 0.7, "max_tokens": 1024}  # where neither a flag nor the persona says
+
 
 def run(args: argparse.Namespace) -> int:
-    """Talk until the person leaves. Returns 0."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  line editing and history for input(); absent on some systems
+    """Talk until the person leaves. args: path, persona, language, those of open_belongings, loading and sampling.
 
-    console = Console(highlight=False)
+    Returns 0; 1 where standard input is no terminal and an answer failed."""
+    chosen = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    for name, value in SAMPLING.items():
+        setattr(args, name, chosen.get(name, value))
     params = sampling_params(args)
     args.path = args.path or default_model()
     reader = open_checkpoint(args.path)
-    lm = load_for(args)
-    if lm.tokenizer is None:
-        raise LibremoeError("a conversation needs a tokenizer: give one with --tokenizer FILE")
-    console.print(f"[bold]{args.path}[/bold]: {lm.config.family}, {lm.config.n_params() / 1e6:,.1f} M parameters. "
-                  "Ctrl-C stops an answer, Ctrl-D leaves, /new begins again.")
-    if is_random(reader):
-        console.print("[yellow]The weights of this model are random numbers: what it writes is noise. It shows that "
-                      "the machinery works; for answers, give the path of a trained model.[/yellow]")
-    template = find_template(args.path if args.path.is_dir() else args.path.parent)
-    with asyncio.Runner() as runner:
-        own = None if template is None else ModelTemplate(template, lm.tokenizer)
-        try:
-            _talk(console, lm, params, lambda messages: _prompt(messages, lm, own, runner))
-        finally:
-            if own is not None:
-                runner.run(own.close())
-    return 0
-
-
-def _talk(console: Console, lm: LanguageModel, params: SamplingParams, prompt_of) -> None:  # type: ignore[no-untyped-def]
-    messages: list[Message] = []
-    while True:
-        try:
-            line = input("\n> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            console.print("\n(Ctrl-D leaves)")
-            continue
-        if line in ("/quit", "/exit"):
-            return
-        if line == "/new":
-            messages = []
-            console.print("(a new conversation)")
-        elif line:
-            messages.append(said("user", line))
-            try:
-                messages.append(said("assistant", _answer(console, lm, params, prompt_of(messages))))
-            except LibremoeError as error:
-                console.print(f"[red]{error}[/red]")
-                messages.pop()
-
-
-def _prompt(messages: list[Message], lm: LanguageModel, own: ModelTemplate | None, runner: asyncio.Runner) -> Prompt:
-    """The model's own template where it brings one, else the transcript that a base model continues."""
-    if own is not None:
-        return runner.run(own.prompt(messages))
-    assert lm.tokenizer is not None, "checked in run"
-    bos_id = lm.config.bos_id if lm.config.add_bos else None
-    return transcript_prompt(messages, lm.tokenizer, bos_id=bos_id, context_len=lm.config.context_len)
-
-
-def _answer(console: Console, lm: LanguageModel, params: SamplingParams, prompt: Prompt) -> str:
-    """Stream one answer to the screen; what was written before Ctrl-C is kept."""
-    written: list[str] = []
-    params = dataclasses.replace(params, stop=(*params.stop, *prompt.stop))
-    stream = lm.stream(prompt.ids, params)
+    own = open_belongings(args)
     try:
-        for text in stream:
-            written.append(text)
-            console.print(text, end="", markup=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        console.print(" [dim](stopped)[/dim]", end="")
+        if args.persona not in own.personas:
+            raise LibremoeError(f"--persona {args.persona}: there is none; there are {', '.join(own.personas)}")
+        lm = load_for(args)
+        if lm.tokenizer is None:
+            raise LibremoeError("a conversation needs a tokenizer: give one with --tokenizer FILE")
+        text = find_template(args.path if args.path.is_dir() else args.path.parent)
+        template = None if text is None else ModelTemplate(text, lm.tokenizer)
+        model = LocalModel(lm, args.path.resolve().name, template, params)
+        terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live)
+        shown = terminal.console
+        shown.print(f"[bold]{args.path}[/bold]: {lm.config.family}, {lm.config.n_params() / 1e6:,.1f} M parameters. "
+                    "Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says the rest.")
+        if is_random(reader):
+            shown.print("[yellow]The weights of this model are random numbers: what it writes is noise. It shows that "
+                        "the machinery works; for answers, give the path of a trained model.[/yellow]")
+        return asyncio.run(_talk(terminal, template))
     finally:
-        stream.close()  # type: ignore[attr-defined]  # a generator: closing frees its cache
-    console.print(f"\n[dim]{lm.stats.describe()}[/dim]")
-    return "".join(written).strip()
+        own.store.close()
+
+
+def _language() -> str:
+    spoken = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    return "fr" if spoken.startswith("fr") else "en"
+
+
+async def _talk(terminal: Terminal, template: ModelTemplate | None) -> int:
+    terminal.tools, notes = await terminal.own.tools()
+    terminal.chosen_tools = terminal.tools.names()
+    for note in notes:
+        terminal.say(note, "yellow")
+    try:
+        return await terminal.talk()
+    finally:
+        await terminal.tools.close()
+        if template is not None:
+            await template.close()
+
+
+class Terminal:
+    """One person at one terminal: the conversation that is open, what was chosen, and how it is shown."""
+
+    def __init__(self, own: Belongings, model: LocalModel, persona: str, language: str, sampling: dict[str, Any],
+                 live: bool):
+        self.own, self.model, self.persona, self.language = own, model, persona, language
+        self.sampling, self.live = sampling, live
+        self.store = own.store
+        self.tools = ToolBox([])
+        self.chosen_tools: list[str] = []
+        self.allowed: set[str] = set()  # tools that the person has allowed in this conversation
+        self.conversation: Conversation | None = None
+        self.interactive = sys.stdin.isatty()
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.failed = False
+        self._line_open = False  # the cursor stands behind text of an answer
+        self._listener: Listener | None = None
+
+    # --- what is typed
+
+    async def talk(self) -> int:
+        from libremoe.chat.commands import obey
+
+        prompt: PromptSession[str] | None = None
+        if self.interactive:
+            prompt = PromptSession(history=InMemoryHistory(self._earlier()))
+        while (line := await self._line(prompt)) is not None:
+            try:
+                if line.startswith("/"):
+                    if not await obey(self, line):
+                        return 0
+                elif line:
+                    await self.send(line)
+            except LibremoeError as error:
+                self.failed = True
+                self.say(str(error), "red")
+        return int(self.failed and not self.interactive)
+
+    async def _line(self, prompt: PromptSession[str] | None) -> str | None:
+        """The next line; None at the end."""
+        if prompt is None:
+            line = await asyncio.to_thread(sys.stdin.readline)
+            return line.strip() if line else None
+        while True:
+            try:
+                self.console.print()
+                return (await prompt.prompt_async("> ")).strip()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                self.say("(Ctrl-D leaves)")
+
+    async def edited(self, text: str) -> str:
+        """The text as the person changes it; as it is where there is no terminal."""
+        if not self.interactive:
+            return text
+        with contextlib.suppress(EOFError, KeyboardInterrupt):
+            return (await PromptSession[str]().prompt_async("edit> ", default=text)).strip()
+        return text
+
+    def _earlier(self) -> list[str]:
+        """Messages of the last conversations: kept in no file beside the store, so that what is erased is gone."""
+        found: list[str] = []
+        for conversation in self.store.conversations(10):
+            turns = self.store.turns(conversation.id)
+            found = [turn.text.replace("\n", " ") for turn in turns if turn.role == "user"] + found
+        return found[-HISTORY:]
+
+    # --- answers
+
+    def path(self) -> list[Turn]:
+        """The turns of the open conversation, from its first to the selected one."""
+        return [] if self.conversation is None else self.store.path(self.conversation.id)
+
+    async def send(self, text: str, parent_id: str | None = None, *, edit: bool = False) -> None:
+        """A message and its answer; after the selected turn, or, as an edit, after parent_id."""
+        if self.conversation is None:
+            self.conversation = self.store.create(title_from((Text(text),)), self.persona, self.language)
+        if not edit:
+            parent_id = next((t.id for t in reversed(self.path()) if t.role == "assistant"), None)
+        asked = self.store.add(self.conversation.id, parent_id, "user", (Text(text),))
+        await self.answer(asked)
+
+    async def answer(self, asked: Turn, continued: Turn | None = None) -> None:
+        """Answer a turn, or go on with an answer. What is written is saved as it grows, and when it is stopped."""
+        turn = self.store.update(continued.id, state="writing") if continued is not None else self.store.add(
+            asked.conversation_id, asked.id, "assistant", (), "writing", {"persona": self.persona})
+        prefix = "".join(p.text for p in turn.parts if isinstance(p, Text))
+        sources = tuple(turn.details.get("sources", ()))
+        options = session.Options(live=bool(sources) or (self.live and continued is None),
+                                  tools=tuple(self.chosen_tools), language=self.language, sampling=self.sampling,
+                                  prefix=prefix, sources=sources)
+        written = Written(prefix)
+        if sources:
+            written.details["sources"] = list(sources)
+        events = session.reply(self.store.path(asked.conversation_id, asked.id), self.own.personas[self.persona],
+                               self.model, self.own.live, self.tools, options, self.approve)
+        state, error = await self._write(turn, written, events)
+        details = turn.details | written.details | ({"error": str(error)} if error is not None else {})
+        turn = self.store.update(turn.id, tuple(written.parts), state, details)
+        self._end_line(" (stopped)" if state == "stopped" else "")
+        if error is not None:
+            raise error
+        self.show_details(turn, written.text)
+
+    async def _write(self, turn: Turn, written: Written, events: Any) -> tuple[State, LibremoeError | None]:
+        """Show and save events until they end, or a key stops them."""
+        work = asyncio.create_task(self._consume(turn, written, events))
+        self._listener = Listener(work.cancel)
+        try:
+            if self.interactive:
+                with listening(self._listener):
+                    await asyncio.wait({work})
+            else:
+                await asyncio.wait({work})
+            await work
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait({work})
+            return "stopped", None
+        except LibremoeError as error:
+            return "failed", error
+        finally:
+            self._listener = None
+        return "done", None
+
+    async def _consume(self, turn: Turn, written: Written, events: Any) -> None:
+        saved = time.monotonic()
+        async with aclosing(events) as more:
+            async for event in more:
+                written.add(event)
+                self._show(event)
+                if time.monotonic() - saved >= SAVE_EVERY_S:
+                    await asyncio.to_thread(self.store.update, turn.id, tuple(written.parts))
+                    saved = time.monotonic()
+
+    async def approve(self, asked: CallAsked) -> bool:
+        """Asks for a key: y, n, or a for always in this conversation. Without a terminal, nothing that acts is run."""
+        if asked.approval == "ask" and asked.call.name in self.allowed:
+            return True
+        if not self.interactive or self._listener is None:
+            self.say("refused: nobody is here to allow it")
+            return False
+        always = ", [a]lways in this conversation" if asked.approval == "ask" else ""
+        self.say(f"Allow it? [y]es, [n]o{always}", "bold")
+        key = await self._listener.letter()
+        if key == "a" and always:
+            self.allowed.add(asked.call.name)
+        return key == "y" or (key == "a" and bool(always))
+
+    # --- the screen
+
+    def say(self, text: str, style: str = "dim") -> None:
+        """A line of ours, not the model's."""
+        self._end_line()
+        self.console.print(text, style=style, markup=False)
+
+    def _show(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self.console.print(event.text, end="", markup=False)
+            self._line_open = True
+        elif isinstance(event, Searching):
+            self.say(f"searching: {event.query}")
+        elif isinstance(event, Sources) and event.sources:
+            self.say(f"{len(event.sources)} excerpts found")
+        elif isinstance(event, CallAsked):
+            self.say(f"tool: {event.call.name} {event.call.arguments}", "cyan")
+        elif isinstance(event, CallDone):
+            text = event.result.text
+            shown = text if len(text) <= SHOWN_RESULT else text[:SHOWN_RESULT] + " ..."
+            self.say(shown, "cyan" if event.ok else "yellow")
+
+    def _end_line(self, note: str = "") -> None:
+        if note:
+            self.console.print(note, end="", style="dim")
+        if self._line_open or note:
+            self.console.print()
+        self._line_open = False
+
+    def show_details(self, turn: Turn, text: str) -> None:
+        """After an answer: its sources, sentences that they do not bear out, and what it cost."""
+        details = turn.details
+        for one in details.get("sources", []):
+            fetched = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["fetched"]))
+            self.say(f"[{one['number']}] {one['title']} - {one['url']} (read {fetched})")
+        for one in details.get("sentences", []):
+            if one["verdict"] in ("unsupported", "dangling"):
+                self.say(f"not borne out: {text[one['start'] : one['end']]!r}: {one.get('reason', '')}", "yellow")
+        for one in details.get("notes", []):
+            self.say(one, "yellow")
+        stats = details.get("stats")
+        if stats:
+            experts = ""
+            if "expert_hits" in stats:
+                experts = f"; experts: {stats['expert_hits']} hits, {stats['expert_misses']} misses"
+            self.say(f"{stats['tokens']} tokens at {stats.get('tokens_s', 0.0):.2f} tokens/s, the first after "
+                     f"{stats['first_token_s']:.2f} s{experts}")
+
+    def show_turn(self, turn: Turn) -> None:
+        """An earlier turn, as it was."""
+        words = "".join(part.text for part in turn.parts if isinstance(part, Text))
+        self.say(f"> {words}" if turn.role == "user" else words, "bold" if turn.role == "user" else "default")

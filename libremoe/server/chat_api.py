@@ -294,7 +294,7 @@ async def approve(request: Request) -> Response:
 
 
 async def export(request: Request) -> Response:
-    from libremoe.chat import export as exports  # type: ignore[attr-defined]
+    from libremoe.chat import export as exports
 
     store, id = _chat(request).store, request.path_params["id"]
     kind = request.query_params.get("format", "markdown")
@@ -319,7 +319,7 @@ async def import_file(request: Request) -> Response:
     if kind not in IMPORT_TYPES:  # what a form of another page can send is not among them
         raise ApiError(415, f"send the file with a Content-Type of {', '.join(IMPORT_TYPES)}")
     content = await read_bytes(request, MAX_IMPORT_BYTES, request.app.state.service.settings.body_timeout_s)
-    from libremoe.chat import importing  # type: ignore[attr-defined]
+    from libremoe.chat import importing
 
     found = await asyncio.to_thread(importing.read_export, content)
     ids = [await asyncio.to_thread(chat.store.insert, one, turns) for one, turns in found]
