@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_chat(commands)
+    _add_code(commands)
     _add_serve(commands)
     _add_keys(commands)
     _add_convert(commands)
@@ -147,6 +148,22 @@ def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     _add_loading(chat)
     _add_sampling(chat)
     chat.set_defaults(temperature=None, max_tokens=None)  # the persona's, where the person says nothing
+
+
+def _add_code(commands) -> None:  # type: ignore[no-untyped-def]
+    code = _command(commands, "code", "libremoe.chat.code_command:run",
+                    "complete, explain, test or change code")
+    code.add_argument("instruction", nargs="?", help="what is wanted, in words")
+    code.add_argument("--file", type=Path, help="the code; a patch is printed as a diff, and nothing is written")
+    code.add_argument("--task", choices=("complete", "explain", "tests", "patch"),
+                      help="default: patch of a file with an instruction, explain of one without, else complete")
+    code.add_argument("--language", help="of the code; default: by the end of the file's name")
+    code.add_argument("--model", type=Path, metavar="PATH",
+                      help=f"{MODEL_HELP}; default: the one that comes with the package")
+    code.add_argument("--json", action="store_true", help="one object with text or diff, and stats")
+    _add_loading(code)
+    _add_sampling(code)
+    code.set_defaults(temperature=None, max_tokens=1024)
 
 
 def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]

@@ -66,7 +66,7 @@ class FakeLive:
     asked: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
 
-    async def gather(self, question: str, language: str, deadline_s: float) -> Findings:
+    async def gather(self, question: str, language: str = "en", deadline_s: float = 10.0, tag: str = "") -> Findings:
         self.asked.append(question)
         return Findings(list(self.excerpts), [], self.fresh)
 

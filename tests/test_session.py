@@ -81,7 +81,7 @@ def test_a_calculation_is_run_shown_and_answered() -> None:
 def acting(name: str = "act", reads: bool = False) -> tuple[ToolBox, list[dict[str, Any]]]:
     ran: list[dict[str, Any]] = []
 
-    async def run(given: dict[str, Any]) -> str:
+    async def run(given: dict[str, Any], tag: str) -> str:
         ran.append(given)
         return "done"
 
@@ -119,7 +119,7 @@ def test_a_persona_limits_tools_and_a_slow_tool_is_stopped(monkeypatch: pytest.M
     monkeypatch.setattr(session, "CALL_DEADLINE_S", 0.05)
     monkeypatch.setattr(session, "DEADLINE_S", 5.0)
 
-    async def slow(given: dict[str, Any]) -> str:
+    async def slow(given: dict[str, Any], tag: str) -> str:
         await asyncio.sleep(60)
         return "never"
 
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_left_out_oldest_first() -> None:
 
 
 def test_long_results_are_cut_to_the_context() -> None:
-    async def run(given: dict[str, Any]) -> str:
+    async def run(given: dict[str, Any], tag: str) -> str:
         return "word " * 5000
 
     box = ToolBox([Entry(Tool("calculator"), run)])
@@ -225,7 +225,7 @@ def test_a_puppet_obeys_every_page_and_nothing_happens() -> None:
     ran: list[str] = []
 
     def watched(name: str) -> Entry:
-        async def run(given: dict[str, Any]) -> str:
+        async def run(given: dict[str, Any], tag: str) -> str:
             ran.append(name)
             return "done"
 
@@ -255,7 +255,7 @@ def test_after_a_tool_brought_a_page_nothing_more_is_called() -> None:
     ran: list[str] = []
 
     def entry(name: str) -> Entry:
-        async def run(given: dict[str, Any]) -> str:
+        async def run(given: dict[str, Any], tag: str) -> str:
             ran.append(name)
             return page(rng)
 

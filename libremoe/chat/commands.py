@@ -235,7 +235,10 @@ async def _rename(terminal: Terminal, rest: str) -> None:
 
 async def _delete(terminal: Terminal, rest: str) -> None:
     """erase this conversation: no byte of it stays"""
-    terminal.store.delete(_current(terminal).id)
+    id = _current(terminal).id
+    terminal.store.delete(id)
+    if terminal.own.live is not None:
+        terminal.own.live.forget(id)
     terminal.conversation = None
     terminal.say("(erased)")
 

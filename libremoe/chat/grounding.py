@@ -47,18 +47,21 @@ class Found:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-async def search(live: Any, question: str, language: str, deadline_s: float) -> Found:
-    """Ask the sources. That a source fails is said in the notes; the answer is then written from what there is."""
+async def search(live: Any, question: str, language: str, deadline_s: float, tag: str) -> Found:
+    """Ask the sources. tag: the conversation, whose erasure erases from the ledger what was asked for it.
+
+    That a source fails is said in the notes; the answer is then written from what there is."""
     try:
         async with asyncio.timeout(deadline_s + 5.0):
-            findings = await live.gather(question, language, deadline_s)
+            findings = await live.gather(question, language, deadline_s, tag=tag)
     except TimeoutError:
         return Found(details={"fresh": False, "notes": ["the search took too long"]})
     except LibremoeError as error:
         return Found(details={"fresh": False, "notes": [str(error)]})
     return Found([as_json(one) for one in findings.excerpts],
                  {"fresh": findings.fresh, "notes": list(findings.notes),
-                  "conflicts": [as_json(one) for one in findings.conflicts]})
+                  **{name: [as_json(one) for one in getattr(findings, name)]
+                     for name in ("facts", "opinions", "conflicts")}})
 
 
 def as_json(value: Any) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class LocalModel:
             raise LibremoeError(f"the conversation has {len(prompt.ids)} tokens; the context holds {self.context_len}")
         fields = {"max_tokens": self.params.max_tokens, **request.sampling}
         fields["max_tokens"] = min(fields["max_tokens"] or left, left)
-        return dataclasses.replace(self.params, **fields, stop=(*self.params.stop, *prompt.stop))
+        fields["stop"] = (*self.params.stop, *request.sampling.get("stop", ()), *prompt.stop)
+        return dataclasses.replace(self.params, **fields)
 
     def _stats(self) -> dict[str, Any]:
         stats = self.lm.stats

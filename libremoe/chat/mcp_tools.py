@@ -172,7 +172,7 @@ class McpServer:
             return None
         description = " ".join((tool.description or "").split())[:MAX_DESCRIPTION]
 
-        async def run(given: dict[str, Any]) -> str:
+        async def run(given: dict[str, Any], tag: str) -> str:
             return await self._call(tool.name, given)
 
         return Entry(Tool(name, description, schema), run, acts=True, reads=True)

@@ -133,7 +133,7 @@ class ChatModel(Protocol):
 class Live(Protocol):
     """Where fresh text comes from: libremoe.live.Live."""
 
-    async def gather(self, question: str, language: str, deadline_s: float) -> Any: ...
+    async def gather(self, asked: str, language: str = "en", deadline_s: float = 10.0, tag: str = "") -> Any: ...
 
 
 class Tools(Protocol):
@@ -148,8 +148,8 @@ class Tools(Protocol):
     def reads(self, name: str) -> bool:
         """Whether a call brings text that others wrote."""
 
-    async def run(self, call: ToolCall) -> str:
-        """The result. Raises LibremoeError."""
+    async def run(self, call: ToolCall, tag: str = "") -> str:
+        """The result. tag: the conversation's id. Raises LibremoeError."""
 
 
 Approve = Callable[[CallAsked], Awaitable[bool]]
@@ -166,6 +166,7 @@ class Options:
     experts: bool = False
     prefix: str = ""
     sources: tuple[dict[str, Any], ...] = ()
+    tag: str = ""  # the conversation's id
 
 
 async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatModel, live: Live | None,
@@ -186,7 +187,7 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
     if options.live and live is not None and not excerpts:
         question = turns[-1].message.text if isinstance(turns[-1], Turn) else turns[-1].text
         yield Searching(question)
-        found = await grounding.search(live, question, options.language, SEARCH_DEADLINE_S)
+        found = await grounding.search(live, question, options.language, SEARCH_DEADLINE_S, options.tag)
         excerpts, details = found.excerpts, details | found.details
     request, excerpts = await fit(model, request, excerpts, options.language)
     if options.live:
@@ -199,7 +200,8 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
             return
     offered = [] if tools is None or excerpts or options.prefix else tools.offered(allowed(persona, options))
     suspect = any(isinstance(turn, Turn) and read_elsewhere(turn) for turn in turns)
-    async with aclosing(_steps(request, model, tools, offered, suspect, len(excerpts), approve, ends)) as steps:
+    async with aclosing(_steps(request, model, tools, offered, suspect, len(excerpts), approve, ends,
+                               options.tag)) as steps:
         async for event in steps:
             if isinstance(event, Ended):
                 details |= {"template": event.template, "stats": event.stats, "finish_reason": event.finish_reason}
@@ -212,7 +214,7 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
 
 
 async def _steps(request: Request, model: ChatModel, tools: Tools | None, offered: list[Tool], suspect: bool,
-                 n_excerpts: int, approve: Approve, ends: float) -> AsyncGenerator[Event | Ended]:
+                 n_excerpts: int, approve: Approve, ends: float, tag: str) -> AsyncGenerator[Event | Ended]:
     """The model writes; what it calls is run and shown to it; and so on until it calls nothing more."""
     stats: dict[str, Any] = {}
     n_calls, ended = 0, Ended("stop", {}, "")
@@ -245,7 +247,7 @@ async def _steps(request: Request, model: ChatModel, tools: Tools | None, offere
         for call in calls[: MAX_CALLS - n_calls]:
             asked = CallAsked(call, _approval(tools, call.name, suspect))
             yield asked
-            done = await _run(asked, tools, [tool.name for tool in request.tools], approve, ends)
+            done = await _run(asked, tools, [tool.name for tool in request.tools], approve, ends, tag)
             results.append(done.result)
             yield done
             if done.reads:
@@ -275,7 +277,8 @@ def _approval(tools: Tools, name: str, suspect: bool) -> str:
     return "always ask" if suspect and tools.acts(name) else "ask" if tools.acts(name) else "given"
 
 
-async def _run(asked: CallAsked, tools: Tools, offered: Sequence[str], approve: Approve, ends: float) -> CallDone:
+async def _run(asked: CallAsked, tools: Tools, offered: Sequence[str], approve: Approve, ends: float,
+               tag: str) -> CallDone:
     """One call: approved, run within its time, its result or what went wrong as text."""
     call, began = asked.call, time.monotonic()
 
@@ -292,7 +295,7 @@ async def _run(asked: CallAsked, tools: Tools, offered: Sequence[str], approve: 
             return done("the person did not allow this call", False)
         began = time.monotonic()
         async with asyncio.timeout(min(CALL_DEADLINE_S, max(0.0, ends - time.monotonic()))):
-            return done(await tools.run(call), True)
+            return done(await tools.run(call, tag), True)
     except TimeoutError:
         return done("the tool took too long and was stopped", False)
     except LibremoeError as error:

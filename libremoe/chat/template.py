@@ -77,7 +77,7 @@ def transcript_prompt(messages: Sequence[Message], tokenizer: Tokenizer, *, bos_
 
     The example turns are left out where the transcript would take more than half of the context.
     """
-    begun = " " + _LABEL_LINE.sub(" ", prefix.strip()) if prefix.strip() else ""
+    begun = " " + _LABEL_LINE.sub(" ", prefix.lstrip()) if prefix.strip() else ""
     ids = tokenizer.encode_untrusted(transcript(messages, tools, choice) + begun)
     if len(ids) > context_len // 2:
         ids = tokenizer.encode_untrusted(transcript(messages, tools, choice, examples=()) + begun)
@@ -160,7 +160,7 @@ class ModelTemplate:
             "bos_token": self._piece(self.tokenizer.bos_id),
             "eos_token": self._piece(self.tokenizer.eos_id),
         }
-        text = await self._render(values) + (marks.hide(prefix) if prefix.strip() else "")
+        text = await self._render(values) + (marks.hide(prefix, stripped=prefix) if prefix.strip() else "")
         ids = await asyncio.to_thread(encode_marked, text, marks, self.tokenizer, self.specials)
         return Prompt(ids, (), "model")
 
@@ -216,10 +216,11 @@ class _Marks:
         self.nonce = secrets.token_hex(8)
         self.texts: list[str] = []
 
-    def hide(self, text: str) -> str:
+    def hide(self, text: str, stripped: str | None = None) -> str:
+        """stripped: the text without the white space that a template would take away."""
         if not text.strip():
             return text
-        self.texts.append(text.strip())  # templates strip, which they cannot do to a mark
+        self.texts.append(text.strip() if stripped is None else stripped)  # templates cannot strip a mark
         return f"\ue000{self.nonce}:{len(self.texts) - 1}\ue001"
 
     def split(self, rendered: str) -> list[tuple[str, bool]]:

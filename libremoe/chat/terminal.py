@@ -180,7 +180,7 @@ class Terminal:
         sources = tuple(turn.details.get("sources", ()))
         options = session.Options(live=bool(sources) or (self.live and continued is None),
                                   tools=tuple(self.chosen_tools), language=self.language, sampling=self.sampling,
-                                  prefix=prefix, sources=sources)
+                                  prefix=prefix, sources=sources, tag=asked.conversation_id)
         written = Written(prefix)
         if sources:
             written.details["sources"] = list(sources)

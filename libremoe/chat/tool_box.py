@@ -30,10 +30,11 @@ PYTHON_LIMITS = sandbox.Limits(wall_s=20.0, cpu_s=15, memory_bytes=512 << 20, ou
 
 @dataclass(frozen=True)
 class Entry:
-    """A tool and what runs it. run: arguments in, text out; it raises LibremoeError for what is wrong with them."""
+    """A tool and what runs it. run: arguments and the conversation's id in, text out; it raises LibremoeError for what
+    is wrong with the arguments."""
 
     tool: Tool
-    run: Callable[[dict[str, Any]], Awaitable[str]]
+    run: Callable[[dict[str, Any], str], Awaitable[str]]
     acts: bool = False
     reads: bool = False
 
@@ -63,12 +64,14 @@ class ToolBox:
     def reads(self, name: str) -> bool:
         return name not in self.entries or self.entries[name].reads
 
-    async def run(self, call: ToolCall) -> str:
-        """The result's text. Raises LibremoeError where the tool is not there, or the call is wrong or fails."""
+    async def run(self, call: ToolCall, tag: str = "") -> str:
+        """The result's text. tag: the conversation's id, under which the ledger notes what leaves.
+
+        Raises LibremoeError where the tool is not there, or the call is wrong or fails."""
         entry = self.entries.get(call.name)
         if entry is None:
             raise LibremoeError(f"there is no tool {call.name[:80]!r}")
-        found = await entry.run(_arguments(call.arguments))
+        found = await entry.run(_arguments(call.arguments), tag)
         return found if len(found) <= MAX_RESULT else found[:MAX_RESULT] + "\n[cut here]"
 
     async def close(self) -> None:
@@ -94,22 +97,29 @@ def _tool(name: str, description: str, required: dict[str, str], optional: dict[
 def local_tools() -> list[Entry]:
     """Those that need nothing and touch nothing, by the names and arguments that libremoe's models are trained on."""
     return [
-        Entry(_tool("calculator", "Works out an arithmetic expression.", {"expression": "string"}), _calculator),
-        Entry(_tool("convert_unit", "Converts a quantity to another unit.",
-                    {"value": "number", "unit": "string", "to": "string"}), _convert),
-        Entry(_tool("clock", "The date and time now.", {}, {"time_zone": "string"}), _clock),
-        Entry(_tool("add_days", "The date some days later.", {"date": "string", "days": "integer"}), _add_days),
-        Entry(_tool("days_between", "Days from one date to another.", {"start": "string", "end": "string"}),
-              _days_between),
-        Entry(_tool("weekday", "The day of the week of a date.", {"date": "string"}), _weekday),
+        _local(_tool("calculator", "Works out an arithmetic expression.", {"expression": "string"}), _calculator),
+        _local(_tool("convert_unit", "Converts a quantity to another unit.",
+                     {"value": "number", "unit": "string", "to": "string"}), _convert),
+        _local(_tool("clock", "The date and time now.", {}, {"time_zone": "string"}), _clock),
+        _local(_tool("add_days", "The date some days later.", {"date": "string", "days": "integer"}), _add_days),
+        _local(_tool("days_between", "Days from one date to another.", {"start": "string", "end": "string"}),
+               _days_between),
+        _local(_tool("weekday", "The day of the week of a date.", {"date": "string"}), _weekday),
     ]
 
 
-async def _calculator(given: dict[str, Any]) -> str:
+def _local(tool: Tool, function: Callable[[dict[str, Any]], str]) -> Entry:
+    async def run(given: dict[str, Any], tag: str) -> str:
+        return function(given)
+
+    return Entry(tool, run)
+
+
+def _calculator(given: dict[str, Any]) -> str:
     return calculate(_text(given, "expression"))
 
 
-async def _convert(given: dict[str, Any]) -> str:
+def _convert(given: dict[str, Any]) -> str:
     value = given.get("value")
     if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > 100:
         raise LibremoeError("value must be a number")
@@ -122,7 +132,7 @@ async def _convert(given: dict[str, Any]) -> str:
     return convert(number, _text(given, "unit"), _text(given, "to"))
 
 
-async def _clock(given: dict[str, Any]) -> str:
+def _clock(given: dict[str, Any]) -> str:
     name = given.get("time_zone")
     if name is None:
         now = datetime.datetime.now().astimezone()
@@ -134,7 +144,7 @@ async def _clock(given: dict[str, Any]) -> str:
     return now.strftime("%A %Y-%m-%d %H:%M:%S %Z (UTC%z)")
 
 
-async def _add_days(given: dict[str, Any]) -> str:
+def _add_days(given: dict[str, Any]) -> str:
     days = given.get("days")
     if not isinstance(days, int) or isinstance(days, bool):
         raise LibremoeError("days must be a whole number")
@@ -144,11 +154,11 @@ async def _add_days(given: dict[str, Any]) -> str:
         raise LibremoeError("that date is outside the years 1 to 9999") from None
 
 
-async def _days_between(given: dict[str, Any]) -> str:
+def _days_between(given: dict[str, Any]) -> str:
     return str((_date(given, "end") - _date(given, "start")).days)
 
 
-async def _weekday(given: dict[str, Any]) -> str:
+def _weekday(given: dict[str, Any]) -> str:
     return _date(given, "date").strftime("%A")
 
 
@@ -170,13 +180,13 @@ def _date(given: dict[str, Any], name: str) -> datetime.date:
 def live_tools(live: Any, language: str = "en") -> list[Entry]:
     """Search in the person's sources, and open a page. live: libremoe.live.Live."""
 
-    async def search(given: dict[str, Any]) -> str:
-        found = await live.gather(_text(given, "query"), language, SEARCH_S)
+    async def search(given: dict[str, Any], tag: str) -> str:
+        found = await live.gather(_text(given, "query"), language, SEARCH_S, tag=tag)
         lines = [f"[{one.number}] {one.title}: {' '.join(one.text.split())}" for one in found.excerpts]
         return "\n".join(lines or [*found.notes, "nothing was found"])
 
-    async def open_page(given: dict[str, Any]) -> str:
-        page = await live.open_page(_text(given, "url"))
+    async def open_page(given: dict[str, Any], tag: str) -> str:
+        page = await live.open_page(_text(given, "url"), tag=tag)
         return f"{page.title}\n{page.url}\n\n{page.text}"
 
     return [
@@ -203,7 +213,7 @@ def tested_sandbox() -> None:
                             "libremoe sandbox --self-test says more")
 
 
-async def _run_python(given: dict[str, Any]) -> str:
+async def _run_python(given: dict[str, Any], tag: str) -> str:
     """In a thread of its own, which a stop ends together with the program."""
     code, lock, stopped = _text(given, "code"), threading.Lock(), threading.Event()
     running: list[sandbox.Running] = []

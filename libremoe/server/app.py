@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libremoe.chat.conversation import NotFound
 from libremoe.errors import LibremoeError
-from libremoe.server import chat_api, chat_more
+from libremoe.server import chat_api, chat_more, code
 from libremoe.server.anthropic import count_tokens, messages
 from libremoe.server.errors import ApiError, response_for
 from libremoe.server.generate import refusal
@@ -49,7 +49,7 @@ CHAT_PREFIX = "/api/"  # all of it is a person's own: the scope "chat"
 SCOPES = {
     "/v1/chat/completions": "generate", "/v1/completions": "generate", "/v1/responses": "generate",
     "/v1/messages": "generate", "/v1/messages/count_tokens": "tokenize", "/tokenize": "tokenize",
-    "/detokenize": "tokenize", "/v1/embeddings": "embed", "/metrics": "metrics",
+    "/detokenize": "tokenize", "/v1/embeddings": "embed", "/metrics": "metrics", "/api/code": "generate",
 }
 ROUTES = [
     Route("/health", health, methods=["GET"]),
@@ -69,6 +69,7 @@ ROUTES = [
     Route("/detokenize", detokenize, methods=["POST"]),
     *chat_api.ROUTES,
     *chat_more.ROUTES,
+    *code.ROUTES,
 ]
 
 

@@ -137,6 +137,8 @@ async def delete_conversation(request: Request) -> Response:
     await _stop_all(chat.answers.of_conversation(id))
     await asyncio.to_thread(chat.store.delete, id)
     chat.answers.allowed.pop(id, None)
+    if chat.live is not None:
+        await asyncio.to_thread(chat.live.forget, id)
     return JSONResponse({"deleted": id})
 
 
@@ -145,6 +147,8 @@ async def delete_all(request: Request) -> Response:
     await _stop_all(list(chat.answers.open.values()))
     await asyncio.to_thread(chat.store.delete_all)
     chat.answers.allowed.clear()
+    if chat.live is not None:
+        await asyncio.to_thread(chat.live.ledger.forget)
     return JSONResponse({"deleted": "all"})
 
 
@@ -242,7 +246,7 @@ async def _begin(request: Request, chat: Chat, found: Conversation, turns: Seque
     options = session.Options(
         live=bool(sources) or (body.live and continued is None), tools=tuple(chosen),
         language=body.language or found.language, sampling=body.sampling(), experts=body.experts, prefix=prefix,
-        sources=sources)
+        sources=sources, tag=found.id)
     answer = OpenAnswer(chat.store, turn, prefix, render, chat.n_experts,
                         chat.answers.allowed.setdefault(found.id, set()))
     model = ServiceModel(service, request.state.key, chat.counters)

@@ -32,7 +32,7 @@ class ServiceModel:
         """Raises LibremoeError where the server refuses or fails; ApiError's message is the sentence."""
         sampling = dict(request.sampling)
         asked = Asked(request.messages, request.tools, ToolChoice(), max_tokens=sampling.pop("max_tokens", None),
-                      sampling=sampling, prefix=request.prefix, experts=request.experts)
+                      stop=sampling.pop("stop", ()), sampling=sampling, prefix=request.prefix, experts=request.experts)
         before = self.counters() if self.counters is not None else {}
         began = time.monotonic()
         first_s, n_experts, finish = 0.0, 0, "stop"

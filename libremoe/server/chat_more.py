@@ -27,7 +27,7 @@ def _chat(request: Request) -> Chat:
 def _live(request: Request) -> Any:
     live = _chat(request).live
     if live is None:
-        raise ApiError(404, "this server was started without live sources: start it with --live", code="no_live")
+        raise ApiError(404, "this server has no live sources: pip install 'libremoe[live]'", code="no_live")
     return live
 
 
@@ -76,8 +76,7 @@ async def sources(request: Request) -> Response:
 async def add_source(request: Request) -> Response:
     live = _live(request)
     body = await read_body(request, NewSource, request.app.state.service.settings)
-    options = {**body.options, **({"url": body.url} if body.url is not None else {})}
-    made = await asyncio.to_thread(lambda: live.sources.add(body.kind, body.name, **options))
+    made = await live.add(body.url, body.kind, body.name, body.key_env, body.limit)
     return JSONResponse({"source": _plain(made)}, 201)
 
 
@@ -90,7 +89,10 @@ async def remove_source(request: Request) -> Response:
 async def offline(request: Request) -> Response:
     live = _live(request)
     body = await read_body(request, Offline, request.app.state.service.settings)
-    live.offline = body.offline
+    if not body.offline and not _chat(request).live_allowed:
+        raise ApiError(403, "this server was started without --live: nothing leaves, and the page cannot change that",
+                       code="live_not_allowed")
+    await asyncio.to_thread(live.keep_offline, body.offline)
     return JSONResponse({"offline": live.offline})
 
 

@@ -18,5 +18,6 @@ def open_chat(args: argparse.Namespace, lm: LanguageModel) -> Chat:
     """args: those of open_belongings, and path. Raises LibremoeError where something cannot be opened."""
     own, streamed = open_belongings(args), lm.streamed
     counters = None if streamed is None else lambda: streamed.stats().counters()
-    return Chat(own.store, own.personas, own.live, None, lm.config.n_layers, lm.config.n_experts, lm.config.family,
+    config = lm.config
+    return Chat(own.store, own.personas, own.live, None, args.live, config.n_layers, config.n_experts, config.family,
                 is_random(open_checkpoint(args.path)), counters, own.folder, own)

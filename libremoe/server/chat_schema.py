@@ -67,12 +67,14 @@ class Offline(Body):
 
 
 class NewSource(Body):
-    """A source to be asked in live answers; kind and its options are those of `libremoe live add`."""
+    """A source to be asked in live answers, as `libremoe live add` takes it. key_env: the name of the environment
+    variable that holds its key; keys themselves are neither sent nor stored here."""
 
-    kind: Annotated[str, Field(min_length=1, max_length=32)]
-    name: Annotated[str, Field(max_length=64)] | None = None
-    url: Annotated[str, Field(max_length=2048)] | None = None
-    options: Annotated[dict[str, str | int | float | bool], Field(max_length=16)] = Field(default_factory=dict)
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    kind: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    key_env: Annotated[str, Field(max_length=128)] = ""
+    limit: Annotated[float, Field(ge=0, le=1e9)] = 0.0
 
 
 class CodeRequest(Body):

@@ -36,6 +36,7 @@ class Chat:
     personas: Mapping[str, Persona]
     live: Any = None  # libremoe.live.Live
     tools: ToolBox | None = None
+    live_allowed: bool = False  # by the person who started the server
     n_layers: int = 0
     n_experts: int = 0
     family: str = ""
@@ -64,6 +65,8 @@ class Chat:
         if self.tools is not None:
             await self.tools.close()
         await asyncio.to_thread(self.store.close)
+        if self.live is not None:
+            await asyncio.to_thread(self.live.close)
 
 
 def route(path: str, **endpoints: Endpoint) -> Route:

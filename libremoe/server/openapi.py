@@ -60,6 +60,7 @@ CHAT: list[tuple[str, str, str, type[BaseModel] | None, str]] = [
     ("get", "/api/sources", "Sources of live answers", None, JSON),
     ("post", "/api/sources", "Add a source", chat_schema.NewSource, JSON),
     ("delete", "/api/sources/{name}", "Remove a source", None, JSON),
+    ("post", "/api/code", "Complete, explain, test or change code", chat_schema.CodeRequest, JSON),
     ("post", "/api/offline", "Let nothing leave this machine, or let it", chat_schema.Offline, JSON),
 ]
 ERRORS = {
