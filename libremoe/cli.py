@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_code(commands)
     _add_serve(commands)
     _add_keys(commands)
+    _add_live(commands)
     _add_convert(commands)
     _add_verify(commands)
     _add_inspect(commands)
@@ -225,6 +226,36 @@ def _add_keys(commands) -> None:  # type: ignore[no-untyped-def]
     shown = actions.add_parser("list", help="names, scopes and quotas")
     for action in (add, remove, shown):
         action.add_argument("--keys-file", type=Path, help="default: $LIBREMOE_KEYS, or ~/.config/libremoe/keys.json")
+
+
+def _add_live(commands) -> None:  # type: ignore[no-untyped-def]
+    live = _command(commands, "live", "libremoe.live.command:run",
+                    "choose the sources of live answers, read them, and see every byte that left")
+    actions = live.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    add = actions.add_parser("add", help="a feed, a page, a SearXNG or Mastodon address; wikipedia, bluesky or x")
+    add.add_argument("url", help="a URL, or the word wikipedia, bluesky or x")
+    add.add_argument("--kind", choices=("feed", "page", "search", "wikipedia", "mastodon", "bluesky", "x"),
+                     help="default: feed or page, as the URL turns out to be; search is a SearXNG address")
+    add.add_argument("--name", help="default: its host")
+    add.add_argument("--key-env", default="", metavar="NAME", help="the environment variable that holds its key")
+    add.add_argument("--limit", type=float, default=0.0, metavar="USD", help="x: at most so many US dollars a month")
+    listed = actions.add_parser("list", help="the sources, when they were read, and what went wrong")
+    remove = actions.add_parser("remove", help="forget a source; what it brought stays unless --erase")
+    remove.add_argument("name")
+    remove.add_argument("--erase", action="store_true", help="erase what it brought, too")
+    refresh = actions.add_parser("refresh", help="read feeds and pages now")
+    refresh.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    search = actions.add_parser("search", help="search the archive; nothing is sent")
+    search.add_argument("query")
+    search.add_argument("--limit", type=int, default=10, metavar="N")
+    ledger = actions.add_parser("ledger", help="every request: host, why, what was sent, bytes out and in")
+    ledger.add_argument("--limit", type=int, default=100, metavar="N")
+    ledger.add_argument("--clear", action="store_true", help="erase what was asked; that bytes went to a host stays")
+    offline = actions.add_parser("offline", help="the switch: with it on, no socket is opened")
+    offline.add_argument("switch", nargs="?", choices=("on", "off"), help="default: say which it is")
+    for action in (add, listed, remove, refresh, search, ledger, offline):
+        action.add_argument("--data", type=Path, metavar="DIR", help="as of libremoe serve and chat")
+        action.add_argument("--json", action="store_true")
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
