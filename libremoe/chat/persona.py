@@ -75,12 +75,14 @@ def system_prompt(persona: Persona, language: str) -> Served:
 def history(persona: Persona, language: str) -> list[Served]:
     """Every system prompt that this persona has had, newest first: each version of it with the policy of its time."""
     rules = policy()
-    served = []
+    served: list[Served] = []
     for day in sorted({version.date for version in (*persona.versions, *rules)}):
         own = [v for v in persona.versions if v.date <= day]
         general = [v for v in rules if v.date <= day] or list(rules[:1])
         if own:
             text = f"{own[-1].text(language)}\n\n{general[-1].text(language)}"
+            if served and served[-1].text == text:
+                continue  # that day changed another language
             served.append(Served(day, own[-1].note, text, digest(text)))
     return served[::-1]
 
