@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +29,13 @@ def data_folder() -> Path:
 
 @dataclass
 class Belongings:
-    """What a person has. folder None: in memory, with what needs files in a temporary folder."""
+    """What a person has. folder None: all in memory."""
 
     store: Store
     personas: Mapping[str, Persona]
     live: Any  # libremoe.live.Live
     folder: Path | None
     allow_python: bool = False
-    temporary: tempfile.TemporaryDirectory[str] | None = None
 
     async def tools(self) -> tuple[ToolBox, list[str]]:
         """The tool box, MCP servers started, and a sentence about each that did not start."""
@@ -68,26 +66,25 @@ def open_belongings(args: argparse.Namespace) -> Belongings:
         print("libremoe: trying every way out of the sandbox, half a minute", file=sys.stderr, flush=True)
         tested_sandbox()
     folder = None if args.ephemeral else args.data or data_folder()
-    temporary = tempfile.TemporaryDirectory(prefix="libremoe-") if folder is None else None
     if folder is not None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise LibremoeError(f"--data {folder}: {error.strerror or error}") from error
-    live = _open_live(Path(temporary.name) if temporary is not None else folder or Path(), args.live)
+    live = _open_live(folder, args.live)
     personas = load_personas(folder / "personas" if folder is not None else None)
     store = open_store(":memory:" if folder is None else args.database or folder / "chat.db")
-    return Belongings(store, personas, live, folder, args.allow_python, temporary)
+    return Belongings(store, personas, live, folder, args.allow_python)
 
 
-def _open_live(folder: Path, allowed: bool) -> Any:
+def _open_live(folder: Path | None, allowed: bool) -> Any:
     """The sources, which send nothing unless allowed; None where what they need is not installed."""
     try:
-        from libremoe.live import Live  # type: ignore[attr-defined]
+        from libremoe.live import Live
     except ImportError:
         if allowed:
             raise LibremoeError("--live needs the extra live: pip install 'libremoe[live]'") from None
         return None
-    live = Live(folder / "live")
+    live = Live(folder / "live" if folder is not None else None)
     live.offline = not allowed
     return live

@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return asyncio.run(_talk(terminal, template))
     finally:
         own.store.close()
+        if own.live is not None:
+            own.live.close()
 
 
 def _language() -> str:
