@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ import httpx2
 import pytest
 from fakes import text_of
 from serving import CLIENT, Running, chatting, post, served, stub, tiny_engine, wait_until
+from stub_engine import FIRST_BYTE_ID, StubEngine
 
 from libremoe.chat.conversation import part_of
+from libremoe.chat.message import Tool
 from libremoe.chat.persona import digest
+from libremoe.chat.tool_box import Entry, ToolBox, local_tools
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 
@@ -224,3 +230,131 @@ def test_without_a_page_there_is_none() -> None:
         for path in ("/api/state", "/api/conversations", "/prompts", "/api/ledger"):
             found = CLIENT.get(running.url + path)
             assert found.status_code == 404 and "--no-page" in found.json()["error"]["message"]
+
+
+# ---- tools
+
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>'
+
+
+def calling(ran: list[str]) -> tuple[StubEngine, ToolBox]:
+    """An engine that says nothing but a call, and a tool that acts."""
+
+    async def run(given: dict[str, Any], tag: str) -> str:
+        ran.append(f"{tag}: {given['query']}")
+        return "done"
+
+    engine = stub(tokens_per_s=5000)
+    engine.text = [FIRST_BYTE_ID + byte for byte in CALL.encode()]
+    return engine, ToolBox([Entry(Tool("search", "acts"), run, acts=True), *local_tools()])
+
+
+@pytest.mark.parametrize(("decisions", "n_ran"), [
+    ([{"allow": False}] * 4, 0), ([{"allow": True}, {"allow": False}, {"allow": True}, {"allow": False}], 2),
+    ([{"allow": True, "always": True}], 4),
+])
+def test_a_person_decides_about_calls(decisions: list[dict[str, bool]], n_ran: int) -> None:
+    ran: list[str] = []
+    engine, box = calling(ran)
+    with served(engine, chat=chatting(tools=box)) as running:
+        id = begin(running)
+        left, found = list(decisions), []
+        with CLIENT.stream("POST", f"{running.url}/api/conversations/{id}/turns",
+                           json={"text": "Hi", "tools": True, "max_tokens": len(CALL)}) as stream:
+            for one in events_of(stream.iter_lines()):
+                found.append(one)
+                if one["type"] == "turn":
+                    turn_id = one["turn"]["id"]
+                if one["type"] == "approve":
+                    decision = {"call_id": one["call"]["id"], **left.pop(0)}
+                    assert post(running, f"/api/turns/{turn_id}/approve", decision).status_code == 200
+        assert not left and ran == [f"{id}: x"] * n_ran
+        assert [one["ok"] for one in found if one["type"] == "call_done"].count(True) == n_ran
+        kinds = [part["type"] for part in found[-1]["turn"]["parts"]]
+        assert kinds[:8] == ["tool_call", "tool_result"] * 4 and found[-1]["turn"]["state"] == "done"
+
+
+def test_a_stop_ends_a_call_that_waits_and_one_that_runs() -> None:
+    engine, box = calling([])
+    with served(engine, chat=chatting(tools=box)) as running:
+        id = begin(running)
+        with CLIENT.stream("POST", f"{running.url}/api/conversations/{id}/turns",
+                           json={"text": "Hi", "tools": ["search"], "max_tokens": len(CALL)}) as stream:
+            for one in events_of(stream.iter_lines()):
+                if one["type"] == "turn":
+                    turn_id = one["turn"]["id"]
+                if one["type"] == "approve":
+                    assert post(running, f"/api/turns/{turn_id}/stop", {}).json()["turn"]["state"] == "stopped"
+        assert one["type"] == "done" and one["turn"]["state"] == "stopped"
+
+
+# ---- live, over loopback
+
+class _Feed(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        now = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())
+        body = ("<?xml version='1.0'?><rss version='2.0'><channel><title>News</title><link>http://127.0.0.1/</link>"
+                "<description>x</description><item><title>Bridge</title><link>http://127.0.0.1/bridge</link>"
+                f"<description>The new bridge in Bern opened.</description><pubDate>{now}</pubDate></item>"
+                "</channel></rss>").encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/rss+xml")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_live_answers_the_ledger_and_the_switch(tmp_path: Path) -> None:
+    pytest.importorskip("feedparser")
+    from libremoe.live import Live
+
+    news = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Feed)
+    threading.Thread(target=news.serve_forever, daemon=True).start()
+    live = Live(tmp_path)
+    try:
+        with served(stub(tokens_per_s=5000), chat=chatting(live=live, live_allowed=True)) as running:
+            url = f"http://127.0.0.1:{news.server_address[1]}/feed"
+            made = post(running, "/api/sources", {"url": url, "kind": "feed", "name": "news"})
+            assert made.status_code == 201, made.text
+            assert get(running, "/api/state")["live"]["configured"]
+            id = begin(running)
+            asked = {"text": "What is new about the bridge in Bern?", "live": True, "max_tokens": 20}
+            found = ask(running, f"/api/conversations/{id}/turns", asked)
+            sources = next(one["sources"] for one in found if one["type"] == "sources")
+            assert [s["number"] for s in sources] == [1] and "bridge" in sources[0]["text"]
+            assert found[-1]["turn"]["details"]["sources"] == sources and found[-1]["turn"]["details"]["sentences"]
+            entries = get(running, "/api/ledger")["entries"]
+            assert [e["host"] for e in entries] == ["127.0.0.1"] and entries[0]["tag"] == id
+            assert post(running, "/api/offline", {"offline": True}).json() == {"offline": True}
+            ask(running, f"/api/conversations/{id}/turns", {**asked, "text": "And the bridge today?"})
+            assert len(get(running, "/api/ledger")["entries"]) == 1  # the archive answered, nothing left
+            assert CLIENT.delete(f"{running.url}/api/conversations/{id}").status_code == 200
+            assert [e["tag"] for e in get(running, "/api/ledger")["entries"]] == [""]
+            running.service.chat.live_allowed = False  # type: ignore[union-attr]  # as without --live
+            assert post(running, "/api/offline", {"offline": False}).status_code == 403
+            assert CLIENT.delete(f"{running.url}/api/sources/news").status_code == 200
+            assert get(running, "/api/sources")["sources"] == []
+    finally:
+        news.shutdown()
+        news.server_close()
+
+
+def test_what_is_exported_can_be_taken_in_again(running: Running) -> None:
+    id = begin(running, title="Tides & co")
+    answer = ask(running, f"/api/conversations/{id}/turns", {"text": "Why?", **GREEDY})[-1]["turn"]
+    ask(running, f"/api/conversations/{id}/regenerate", {"turn_id": answer["id"], **GREEDY})
+    for kind, ends in (("markdown", ".md"), ("json", ".json"), ("html", ".html")):
+        found = CLIENT.get(f"{running.url}/api/conversations/{id}/export?format={kind}")
+        name = found.headers["content-disposition"]
+        assert found.status_code == 200 and name == f'attachment; filename="Tides-co{ends}"'
+        if kind == "json":
+            back = CLIENT.post(f"{running.url}/api/import", content=found.content,
+                               headers={"content-type": "application/json"})
+    assert back.status_code == 201 and back.json()["imported"] == 1
+    again = get(running, f"/api/conversations/{back.json()['ids'][0]}")
+    before = get(running, f"/api/conversations/{id}")
+    assert [t["parts"] for t in again["turns"]] == [t["parts"] for t in before["turns"]]
+    assert CLIENT.get(f"{running.url}/api/conversations/{id}/export?format=pdf").status_code == 400

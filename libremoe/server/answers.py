@@ -71,6 +71,7 @@ class OpenAnswer:
         self.atlas = Atlas(n_experts)
         self.log: list[dict[str, Any]] = []
         self.html: str | None = None
+        self._rendered_text = ""
         self.done = asyncio.Event()
         self._renderings = 0
         self._news = asyncio.Event()
@@ -195,8 +196,9 @@ class OpenAnswer:
     async def _keep(self) -> None:
         """Render and save, now and then."""
         now = time.monotonic()
-        if now >= self._rendered:
-            self.html = await asyncio.to_thread(self.render, self.written.text, self._sources(), [])
+        if now >= self._rendered and (text := self.written.text) and text != self._rendered_text:
+            self.html = await asyncio.to_thread(self.render, text, self._sources(), [])
+            self._rendered_text = text
             self._renderings += 1
             took = time.monotonic() - now
             self._rendered = now + max(RENDER_EVERY_S, RENDER_SHARE * took)

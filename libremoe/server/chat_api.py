@@ -326,7 +326,7 @@ async def import_file(request: Request) -> Response:
     from libremoe.chat import importing
 
     found = await asyncio.to_thread(importing.read_export, content)
-    ids = [await asyncio.to_thread(chat.store.insert, one, turns) for one, turns in found]
+    ids = [(await asyncio.to_thread(chat.store.insert, one, turns)).id for one, turns in found]
     return JSONResponse({"imported": len(ids), "ids": ids}, 201)
 
 
