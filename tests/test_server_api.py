@@ -20,7 +20,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from serving import Running, served, stub, tiny_engine
+from serving import Running, chatting, served, stub, tiny_engine
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -129,7 +129,7 @@ def content(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def check(requests: int) -> None:
     total: Counter[int] = Counter()
-    with served(stub(tokens_per_s=5000, max_running=64), **LIMITS) as running:
+    with served(stub(tokens_per_s=5000, max_running=64), chat=chatting(), **LIMITS) as running:
         total += drive(running, requests * 9 // 10)
         assert not running.service.engine.running
     with served(tiny_engine(), **LIMITS) as running:
@@ -205,5 +205,5 @@ def _any_body(running: Running, body: dict[str, Any], good: bool, data: st.DataO
 
 
 def test_any_json_in_any_field() -> None:
-    with served(stub(tokens_per_s=5000, max_running=64), **LIMITS) as running:
+    with served(stub(tokens_per_s=5000, max_running=64), chat=chatting(), **LIMITS) as running:
         _any_body(running)
