@@ -12,6 +12,7 @@ The child appends one JSON line to acks after each act that returned, with one s
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import random
@@ -62,7 +63,7 @@ class Writer:
             try:
                 if conversation is None or i % 50 == 0:
                     conversation = store.create(f"talk {number} {i}").id
-                self.one_act(store, conversation, f"{self.task['seed']}x{number}x{i}", rnd)
+                self.one_act(store, conversation, f"{self.task['seed']} {number} {i}", rnd)
             except NotFound:
                 conversation = None
             except LibremoeError as error:
@@ -71,13 +72,13 @@ class Writer:
                 self.note({"crashed": repr(error) + traceback.format_exc()})
                 raise
 
-    def one_act(self, store: Store, conversation: str, word: str, rnd: random.Random) -> None:
+    def one_act(self, store: Store, conversation: str, seed: str, rnd: random.Random) -> None:
         parent = store.conversation(conversation).leaf_id if rnd.random() < 0.5 else None
         if rnd.random() < 0.02 * self.task.get("deletes", 1):
             self.note({"deleting": conversation})
             store.delete(conversation)
             return self.note({"deleted": conversation})
-        text = f"secret{word} " + "said " * rnd.randrange(200)
+        text = hashlib.sha256(seed.encode()).hexdigest()[:30] + " " + "said " * rnd.randrange(200)
         if rnd.random() < 0.7:
             turn = store.add(conversation, parent, "user", (Text(text),))
             return self.note({"turn": turn.id, "conversation": conversation, "text": text, "state": "done"})

@@ -47,5 +47,7 @@ def upgrade() -> None:
     op.execute("CREATE TABLE search (rowid bigint PRIMARY KEY, words tsvector NOT NULL)")
     op.execute("CREATE INDEX search_words ON search USING gin (words)")
     # ANALYZE would keep samples of these columns in pg_statistic, where no deletion reaches them.
-    for table, column in (("conversations", "title"), ("turns", "parts"), ("turns", "details"), ("search", "words")):
-        op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
+    for table, columns in (("conversations", ("title", "persona", "language")), ("turns", ("parts", "details")),
+                           ("search", ("words",))):
+        for column in columns:
+            op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
