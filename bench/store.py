@@ -2,7 +2,7 @@
 
     python bench/store.py [--database URL] [--folder DIR] [--threads 1 8 32] [--seconds 5] [--sizes 1000 10000 100000]
 
-Each message is on disk when it counts. Beside it stands what the disk does: 4 KiB written and synced, one after the other.
+Each message is on disk when it counts. Beside it stands what the disk does: 4 KiB written and synced, over and over.
 A deletion is measured in stores of --sizes messages: it rewrites the database, so it grows with what stays.
 """
 
