@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,19 @@ def test_an_answer_is_its_events_folded() -> None:
     (request,) = model.requests
     assert request.messages == [said("system", system.text), said("user", "Hi")]
     assert request.sampling["temperature"] == 0.1 and written.details["stats"]["tokens"] == 3
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_model_that_reads_no_system_message_gets_none(refuses: bool) -> None:
+    class Without(FakeModel):
+        async def count(self, request: session.Request) -> int:
+            if refuses and any(m.role == "system" for m in request.messages):
+                raise LibremoeError("the template knows no system")
+            return await super().count(replace(request, messages=[m for m in request.messages if m.role != "system"]))
+
+    model = Without(words("Hello"))
+    _, written = answer(model, "Hi")
+    assert model.requests[0].messages == [said("user", "Hi")] and "prompt_sha256" not in written.details
 
 
 def test_a_calculation_is_run_shown_and_answered() -> None:

@@ -96,6 +96,23 @@ def _step(out: Path) -> int:
     return int(checkpoint.load(path)[1]["history"]["step"]) if path.exists() else 0
 
 
+def test_interrupting_saves_and_says_how_to_go_on(small: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(small.read_text().replace(f"tokens = {STEPS * 16 * 64}", "tokens = 10_000_000"))
+    out = tmp_path / "run"
+    process = subprocess.Popen(_command(recipe, data, out, "--checkpoint-every", "0"), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / loop.CHECKPOINT).exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "--resume" in process.communicate()[1]
+    assert process.returncode == 130 and _step(out) > 0
+    again = subprocess.run(_command(recipe, data, out), capture_output=True, text=True)
+    assert again.returncode == 2 and "--resume" in again.stderr and again.stderr.count("\n") == 1
+    other = subprocess.run(_command(small, data, out, "--resume"), capture_output=True, text=True)
+    assert other.returncode == 2 and "another recipe" in other.stderr
+
+
 def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
     assert verify(whole / "model")["ok"]
     lm = libremoe.load(whole / "model")

@@ -175,12 +175,14 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
 
     Raises LibremoeError: the conversation does not fit, the model refuses it, the answer took longer than DEADLINE_S.
     """
-    system = system_prompt(persona, options.language)
-    details: dict[str, Any] = {"persona": persona.name, "prompt_sha256": system.sha256, "model": model.name,
-                               "live": options.live}
+    details: dict[str, Any] = {"persona": persona.name, "model": model.name, "live": options.live}
+    messages = messages_of(turns)
+    if await takes_system(model):
+        system = system_prompt(persona, options.language)
+        details["prompt_sha256"] = system.sha256
+        messages = [said("system", system.text), *messages]
     yield Started(details)
     ends, written = time.monotonic() + DEADLINE_S, Written(prefix=options.prefix)
-    messages = [said("system", system.text), *messages_of(turns)]
     request = Request(messages, sampling={**persona.sampling, **options.sampling}, prefix=options.prefix,
                       experts=options.experts)
     excerpts: Sequence[dict[str, Any]] = options.sources
@@ -211,6 +213,16 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
     if excerpts:
         details["sentences"] = await grounding.check(written.text, excerpts)
     yield Finished(details)
+
+
+async def takes_system(model: ChatModel) -> bool:
+    """Whether the model reads a system message. Some chat templates refuse it (Mistral 7B's first), or leave it out
+    because the model was trained without (our own small ones); then an answer carries no prompt_sha256."""
+    asked = [said("user", "?")]
+    try:
+        return await model.count(Request([said("system", "Be brief."), *asked])) > await model.count(Request(asked))
+    except LibremoeError:
+        return False
 
 
 async def _steps(request: Request, model: ChatModel, tools: Tools | None, offered: list[Tool], suspect: bool,

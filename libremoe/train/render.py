@@ -18,7 +18,7 @@ from libremoe.tokenizer import Tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 TOOLS = "<|control5|>"
-TURNS = {"system": "<|control1|>", "user": "<|control2|>", "assistant": "<|control3|>", "tool": "<|control4|>"}
+TURNS = {"user": "<|control2|>", "assistant": "<|control3|>", "tool": "<|control4|>"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def _runs(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[tuple[
     if tools:
         yield "tools", "\n".join(_tool_line(tool) for tool in tools)
     for message in messages:
-        yield message.role, _turn_text(message)
+        if message.role != "system":  # left out, as the template does
+            yield message.role, _turn_text(message)
 
 
 def _turn_text(message: Message) -> str:
