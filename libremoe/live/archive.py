@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from libremoe.live.agreement import near_copy
+from libremoe.live.agreement import SOCIAL, near_copy
 from libremoe.live.ledger import connect
 from libremoe.live.parsing import Item
 from libremoe.live.values import Excerpt
@@ -195,4 +195,6 @@ def _repeats(one: Excerpt, other: Excerpt) -> bool:
     """Whether an excerpt says nothing that the other does not, number for number."""
     if one.snapshot_sha256 == other.snapshot_sha256:
         return one.start == other.start or one.text == other.text
+    if one.kind in SOCIAL and one.author != other.author:
+        return False  # how many people say it counts
     return near_copy(one.text, other.text) and re.findall(r"\d+", one.text) == re.findall(r"\d+", other.text)

@@ -28,7 +28,7 @@ _ABBREVIATIONS = word_set("""
 mr mrs ms dr st prof sen rep gen gov lt col sgt jr sr inc ltd co corp vs etc no vol fig approx dept est m mm mme
 mlle me p pp cf ex art av bd env jan feb mar apr jun jul aug sept sep oct nov dec janv févr avr juil déc e.g i.e u.s
 u.k u.n a.m p.m""")
-_END = re.compile(r"[.!?…]+(?:\s?»|[\"'”’)\]])*(?:\s*(?:\[\^?\d[\d,;\s–-]*\]|【[^】]{1,20}】))*(?=\s|$)|\n+")
+_END = re.compile(r"(?<![.!?…])[.!?…]++(?:\s?»|[\"'”’)\]])*(?:\s*(?:\[\^?\d[\d,;\s–-]*\]|【[^】]{1,20}】))*(?=\s|$)|\n+")
 _OPENS = re.compile(r"[\"'“‘«(\[*_\s-]*(.)", re.DOTALL)
 _LAST_WORD = re.compile(r"([^\s(\[«“\"]+)[.]$")
 
@@ -208,7 +208,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     """Whether this full stop ends a sentence: not after an abbreviation or initial, nor before a small letter."""
     head = text[start: match.start() + 1]
-    last = _LAST_WORD.search(head)
+    last = _LAST_WORD.search(head[-40:])
     if last and match.group()[0] == ".":
         word = last.group(1).lower()
         if re.fullmatch(r"[\s*>#-]*\d{1,3}\.", head[head.rfind("\n") + 1:]):
