@@ -28,7 +28,8 @@ _ABBREVIATIONS = word_set("""
 mr mrs ms dr st prof sen rep gen gov lt col sgt jr sr inc ltd co corp vs etc no vol fig approx dept est m mm mme
 mlle me p pp cf ex art av bd env jan feb mar apr jun jul aug sept sep oct nov dec janv févr avr juil déc e.g i.e u.s
 u.k u.n a.m p.m""")
-_END = re.compile(r"(?<![.!?…])[.!?…]++(?:\s?»|[\"'”’)\]])*(?:\s*(?:\[\^?\d[\d,;\s–-]*\]|【[^】]{1,20}】))*(?=\s|$)|\n+")
+_END = re.compile(r"(?<![.!?…])[.!?…]++(?:\s?»|[\"'”’)\]])*"
+                  r"(?:\s*(?:\[\^?\d[\d,;\s–-]*\]|【[^】]{1,20}】))*(?=\s|$)|\n+")
 _OPENS = re.compile(r"[\"'“‘«(\[*_\s-]*(.)", re.DOTALL)
 _LAST_WORD = re.compile(r"([^\s(\[«“\"]+)[.]$")
 
