@@ -145,12 +145,13 @@ def kill_campaign(where: str, folder: Path, n_kills: int, seed: int, deletes: fl
             n_open = acks.n_open
             pid = writers.begin(where=where, acks=str(acks.path), seed=i, deletes=deletes)
             lines: list[dict[str, Any]] = []
-            if rnd.random() < 0.8:
-                while acks.n_open == n_open:
+            if rnd.random() < 0.8:  # let it open and do some acts, however slow the machine is
+                n_wanted = rnd.randrange(20)
+                while acks.n_open == n_open or len(lines) < n_wanted:
                     time.sleep(0.002)
                     lines += acks.read()
                     assert not acks.refused, acks.refused
-            time.sleep(rnd.random() * 0.08)
+            time.sleep(rnd.random() * 0.02)
             os.kill(pid, signal.SIGKILL)
             assert writers.ended() == -signal.SIGKILL
             lines += acks.read()
