@@ -1,8 +1,11 @@
 """The live mode against servers on loopback: feeds, a search like SearXNG, pages, and three networks of posts."""
 
 import asyncio
+import gzip
 import hashlib
 import json
+import os
+import random
 import subprocess
 import sys
 import time
@@ -12,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_web import Asked, Web, answer
+from live_web import Asked, Web, answer, redirect
 
 from libremoe.errors import LibremoeError
 from libremoe.live import Live, citations
+from libremoe.live.agreement import independent, site
+from libremoe.live.archive import keywords, passages
 from libremoe.live.clean import visible
 from libremoe.live.fetch import DEFAULT
 from libremoe.live.parsing import Item, Parser
+from libremoe.live.values import Excerpt
 
 WAIT_S = 60.0  # nothing in these tests needs as long; a busy machine may
 NOW = 1_795_521_600.0  # 24 November 2026, noon
@@ -42,6 +48,7 @@ def run(body: Callable[[Web, Live], Awaitable[None]], folder: Path | None = None
         async with Web() as web:
             changed = replace(DEFAULT, **limits)  # type: ignore[arg-type]
             live = Live(folder, resolver=web.resolve, limits=changed, clock=lambda: NOW)
+            live.parser.seconds = WAIT_S
             try:
                 await body(web, live)
             finally:
@@ -88,6 +95,67 @@ def test_a_feed_is_read_once_and_again_where_it_changed() -> None:
         checked = citations.check("The bridge cost 410 million euros [1].", findings.excerpts)
         assert [s.verdict for s in checked] == ["supported"]
         assert len(conditions) == 4  # read less than ten minutes ago
+
+    run(body)
+
+
+def everything(web: Web) -> None:
+    """What each source answers about the bridge."""
+    web.pages[f"http://127.0.0.1:{web.port}/search"] = answer(json.dumps({"results": [
+        {"title": "Bridge", "url": "http://paper.example/bridge", "content": "A bridge opened in Kelmora."},
+        {"title": "Home", "url": "http://127.0.0.1/bridge", "content": "Bridge at home."},
+        {"title": "Bad", "url": "javascript:alert(1)", "content": "Bridge script."}]}), "application/json")
+    web.pages["http://paper.example/bridge"] = page(f"{BRIDGE}\nMany people came to see it, said the paper.", "Opened")
+    web.pages["http://en.wiki.example/w/api.php"] = answer(json.dumps({"query": {"pages": [
+        {"title": "Kelmora", "fullurl": "http://en.wiki.example/wiki/Kelmora", "index": 1,
+         "extract": "Kelmora is a harbour town with a bridge, founded in 1850."}]}}), "application/json")
+    web.pages["http://social.example/api/v1/timelines/tag/harbour"] = answer(json.dumps([
+        {"url": "http://social.example/@ana/1", "created_at": "2026-11-24T09:00:00.000Z", "account": {"acct": "ana"},
+         "content": "<p>I think the harbour bridge in Kelmora is the <b>best</b> bridge.</p>"}]), "application/json")
+    web.pages["http://sky.example/xrpc/app.bsky.feed.searchPosts"] = answer(json.dumps({"posts": [
+        {"uri": "at://did:plc:1/app.bsky.feed.post/3k", "author": {"handle": "bob.example"},
+         "record": {"text": "The harbour bridge in Kelmora is the best bridge, I love it.",
+                    "createdAt": "2026-11-24T10:00:00.000Z"}}]}), "application/json")
+    web.pages["http://x.example/2/tweets/search/recent"] = answer(json.dumps({
+        "data": [{"id": "7", "author_id": "9", "text": "Harbour bridge in Kelmora: what a day",
+                  "created_at": "2026-11-24T11:00:00Z"}],
+        "includes": {"users": [{"id": "9", "username": "lena"}]}}), "application/json")
+
+
+async def add_all(web: Web, live: Live) -> None:
+    await add(live, "search", "searx", f"http://127.0.0.1:{web.port}")
+    await add(live, "wikipedia", "wiki", "http://{language}.wiki.example/w/api.php")
+    await add(live, "mastodon", "masto", "http://social.example")
+    await add(live, "bluesky", "sky", "http://sky.example")
+    await add(live, "x", "x", "http://x.example", key_env="LIBREMOE_TEST_X_KEY", limit=1.0)
+
+
+def test_all_kinds_of_sources_answer_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBREMOE_TEST_X_KEY", "very-secret")
+
+    async def body(web: Web, live: Live) -> None:
+        everything(web)
+        await add_all(web, live)
+        findings = await live.gather("What is new about the harbour bridge in Kelmora?", "en", WAIT_S, tag="c1")
+        kinds = {e.kind for e in findings.excerpts}
+        assert kinds >= {"page", "wikipedia", "mastodon", "bluesky", "x"}, (kinds, findings.notes)
+        assert [e.number for e in findings.excerpts] == list(range(1, len(findings.excerpts) + 1))
+        assert {e.author for e in findings.excerpts} >= {"ana", "bob.example", "lena"}
+        for e in findings.excerpts:
+            text = live.archive.snapshot(e.snapshot_sha256)
+            assert text is not None and text[e.start:e.end] == e.text
+        assert findings.fresh and not any("script" in e.text or "at home" in e.text.lower() and e.kind == "page"
+                                          for e in findings.excerpts)
+        best = findings.opinions[0]
+        assert set(best.who) == {"ana", "bob.example"} and best.how_many == 2 and best.when == NOW - 2 * 3600
+        entries = live.ledger.entries()
+        assert {e.host for e in entries} == {
+            "127.0.0.1", "paper.example", "en.wiki.example", "social.example", "sky.example", "x.example"}
+        assert all(e.tag == "c1" and (e.status == "200" or e.why.startswith("result")) for e in entries)
+        assert "very-secret" not in str([e.as_dict() for e in entries])
+        assert [a.headers.get("authorization") for a in web.asked if "x.example" in a.url] == ["Bearer very-secret"]
+        assert all(a.target != "/bridge" or "paper" in a.url for a in web.asked)  # never the result at home
+        assert live.ledger.spent("x") == pytest.approx(0.005)
 
     run(body)
 
@@ -318,3 +386,112 @@ def test_search_prefers_what_is_new_and_fits(tmp_path: Path) -> None:
     run(body, tmp_path)
     data = b"".join(f.read_bytes() for f in tmp_path.iterdir())
     assert b"harbour bridge" not in data and b"2,340" not in data and b"kelmora" not in data.lower()
+
+
+def test_passages_are_all_of_a_text() -> None:
+    draw = random.Random(2)
+    for _ in range(50):
+        long = ["word" * draw.randrange(1, 300) + draw.choice([".", "!", ""]) for _ in range(draw.randrange(60))]
+        text = " ".join(long)
+        cut = passages(text)
+        assert "".join("".join(text[a:b].split()) for a, b in cut) == "".join(text.split())
+        assert all(b - a <= 600 for a, b in cut)
+
+
+def test_keywords() -> None:
+    assert keywords("What is new about the harbour bridge in Kelmora?") == ["harbour", "bridge", "Kelmora"]
+    assert keywords("Quoi de neuf sur l'élection de 2027 à Sauvigny ?") == ["élection", "Sauvigny", "2027"]
+
+
+def said(number: int, text: str, url: str, **more: Any) -> Excerpt:
+    values = {"kind": "page", "published": NOW, **more}
+    return Excerpt(number, "", url, "s", fetched=NOW, text=text, snapshot_sha256="", start=0, end=len(text), **values)
+
+
+def test_independent_sources_agree_and_copies_do_not_count() -> None:
+    one = said(1, "The bridge in Kelmora cost 410 million euros.", "https://paper.example/a")
+    two = said(2, "Kelmora's new bridge cost 410 million euros, officials said.", "https://radio.test/b")
+    copy = said(3, "The bridge in Kelmora cost 410 million euros.", "https://copy.test/c")
+    same = said(4, "Officials in Kelmora: the bridge cost 410 million euros.", "https://www.paper.example/d")
+    assert [f.numbers for f in citations.agreement([one, two]).facts] == [(1, 2)]
+    assert citations.agreement([one, copy]).facts == () and citations.agreement([one, same]).facts == ()
+    assert independent(one, two) and not independent(one, same) and not independent(one, copy)
+    assert site("https://www.a.co.uk/x") == "a.co.uk" and site("http://127.0.0.1:8/") == "127.0.0.1"
+
+
+def test_numbers_that_contradict_are_shown() -> None:
+    one = said(1, "The bridge in Kelmora cost 410 million euros.", "https://paper.example/a")
+    forged = said(2, "The bridge in Kelmora cost 140 million euros.", "https://copy.test/a")
+    found = citations.agreement([one, forged])
+    assert found.facts == () and [[s[:2] for s in c.sides] for c in found.conflicts] == [
+        [(1, "410 million euros"), (2, "140 million euros")]]
+    other = said(3, "The tunnel in Dorland cost 90 million euros.", "https://radio.test/a")
+    assert citations.agreement([one, other]).conflicts == ()
+    long = said(4, "The bridge in Kelmora is 2,340 metres long and cost 410 million euros.", "https://radio.test/b")
+    assert citations.agreement([one, long]).conflicts == ()
+
+
+def test_forged_copies_are_found_among_many() -> None:
+    """A page and its copy with one number changed: the share that is shown as conflicting."""
+    draw = random.Random(4)
+    shown = 0
+    for _ in range(200):
+        value, town = draw.randrange(20, 900), draw.choice(["Kelmora", "Dorland", "Selby", "Norport"])
+        text = draw.choice(["The harbour in {t} has {v} boats.", "About the fair in {t}: {v} people came by train.",
+                            "À {t}, la foire a attiré {v} visiteurs cette année.",
+                            "Police in {t} counted {v} bicycles on the bridge."])
+        pair = [said(1, text.format(t=town, v=value), "https://a.example/"),
+                said(2, text.format(t=town, v=value + draw.randrange(1, 99)), "https://b.test/")]
+        shown += bool(citations.agreement(pair).conflicts)
+    assert shown >= 190, shown
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def libremoe(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "libremoe.cli", "live", *args, "--data", str(tmp_path)],
+                              capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+
+    assert "no source yet" in libremoe("list").stdout
+    made = libremoe("add", "http://127.0.0.1:9/feed", "--kind", "feed", "--name", "home", "--json")
+    assert json.loads(made.stdout)["local"] is True
+    refused = libremoe("add", "http://169.254.169.254/", "--kind", "page")
+    assert refused.returncode == 2 and "neither public nor" in refused.stderr
+    assert libremoe("add", "http://127.0.0.1:9/", "--kind", "page", "--name", "home").returncode == 2
+    failed = libremoe("refresh")
+    assert failed.returncode == 1 and "cannot be reached" in failed.stdout
+    assert "http://127.0.0.1:9/feed" in libremoe("ledger").stdout
+    assert "erased" in libremoe("ledger", "--clear").stdout and "9/feed" not in libremoe("ledger").stdout
+    assert libremoe("offline", "on").stdout.startswith("offline")
+    assert libremoe("refresh").returncode == 2
+    assert json.loads(libremoe("offline", "--json").stdout) == {"offline": True}
+    assert libremoe("remove", "home", "--erase").returncode == 0 and libremoe("remove", "home").returncode == 2
+    (tmp_path / "live" / "sources.toml").write_text("[[source]]\nname = 5\n")
+    assert libremoe("list").returncode == 2
+
+
+def test_the_refresher_goes_on() -> None:
+    async def body(web: Web, live: Live) -> None:
+        web.pages["http://good.example/feed"] = answer(rss(("Bridge", "http://good.example/1", BRIDGE)), "text/xml")
+        web.pages["http://moved.example/feed"] = redirect("http://good.example/feed")
+        await add(live, "feed", "good", "http://good.example/feed")
+        await add(live, "feed", "moved", "http://moved.example/feed")
+        await add(live, "feed", "dead", "http://dead.example/feed")
+        task = asyncio.create_task(live.refresher(every_s=0.01))
+        while len([a for a in web.asked if "dead" in a.url]) < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert live.archive.count() == 1 and "404" in live.archive.visit("dead").error
+
+    run(body)
+
+
+def test_gzip_feeds_are_read() -> None:
+    async def body(web: Web, live: Live) -> None:
+        data = gzip.compress(rss(("Bridge", "http://good.example/1", BRIDGE)).encode())
+        web.pages["http://good.example/feed"] = answer(data, "application/atom+xml", Content_Encoding="gzip")
+        source = await live.add("http://good.example/feed")
+        assert source.kind == "feed" and await live.refresh() == {"good.example": 1}
+
+    run(body)
