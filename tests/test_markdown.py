@@ -84,6 +84,7 @@ def test_citations_become_links_to_their_sources() -> None:
     assert found.count('href="#s9-1"') == 2 and found.count('href="#s9-2"') == 2
     assert '<span class="cite dangling">7</span>' in found
     assert 'title="A &quot;quoted&quot; &lt;title&gt;"' in found
+    assert render("[1-2] 【2†L3】 [^1]", SOURCES).count('class="cite"') == 4
     assert render("`[1]`", SOURCES) == "<p><code>[1]</code></p>\n"
 
 

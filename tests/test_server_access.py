@@ -11,8 +11,8 @@ import pytest
 from serving import CHAT, CLIENT, METHODS, MODEL, Running, post, served, stub, wait_until
 
 from libremoe.errors import LibremoeError
-from libremoe.server import keys
-from libremoe.server.app import ROUTES, SCOPES
+from libremoe.server import keys, pages
+from libremoe.server.app import OPEN_PATHS, ROUTES, SCOPES
 from libremoe.server.serve import access_for, is_loopback
 
 
@@ -36,8 +36,10 @@ def test_every_route_and_method_needs_a_key_but_health(tmp_path: Path) -> None:
                 wrong = {"authorization": "Bearer lm-wrong"}, {"x-api-key": "lm-wrong"}, {"authorization": "Basic x"}
                 for headers in ({}, *(wrong if method in ("GET", "POST") else ())):
                     found = CLIENT.request(method, running.url + path, headers=headers, content=b"{}")
-                    if path == "/health":
-                        assert found.status_code == (200 if method in ("GET", "HEAD") else 405)
+                    if path in OPEN_PATHS:
+                        asked = path == "/login" and method == "POST"  # without a key it says so once more
+                        expected = 200 if method in ("GET", "HEAD") else 401 if asked else 405
+                        assert found.status_code == expected, (method, path)
                     else:
                         assert found.status_code == 401, (method, path, headers)
                         assert "www-authenticate" in found.headers
@@ -162,4 +164,5 @@ def test_own_page_is_local_and_framed_nowhere(running: Running) -> None:
     )
     document = CLIENT.get(f"{running.url}/openapi.json").json()
     served_paths = {route.path.replace("{name:path}", "{name}") for route in ROUTES}
-    assert set(document["paths"]) == served_paths
+    files = {route.path for route in pages.ROUTES} - {"/"}  # the page's own, no API
+    assert set(document["paths"]) == served_paths - files

@@ -35,6 +35,7 @@ MAX_CHARACTERS = 200_000  # longer texts are shown as they were written
 MAX_CODE = 30_000  # characters of one block that are coloured
 MAX_CODE_LINE = 1_000  # and of one of its lines: the time of a lexer grows with them
 MAX_MATH = 2_000  # characters of one formula
+WIDE_MATH = 60  # a longer formula has a line of its own, which scrolls
 MAX_MATH_LINES = 100
 MAX_MATH_DEPTH = 60  # braces and environments inside each other
 MAX_NESTING = 24  # quotes and lists inside each other
@@ -48,7 +49,9 @@ VERDICTS = ("supported", "unsupported", "dangling", "uncited")
 _MARK = 0xF0000  # the first of them, in a plane for private use; the verdict is added
 _MARKS = re.compile(f"[{chr(_MARK)}-{chr(_MARK + len(VERDICTS) - 1)}]")
 _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e0fff]")
-_CITED = re.compile(r"\[(\d{1,4}(?:\s?[,;]\s?\d{1,4}){0,15})\]")
+# As live/citations.py reads them: [1], [2, 3], [4-6], [^7], and the brackets that some models were taught.
+_CITED = re.compile(r"\[\^?(\d{1,4}(?:\s?[,;–-]\s?\d{1,4}){0,15})\]|【(\d{1,4})[^】\n]{0,40}】")
+MAX_RANGE = 50  # [1-3] is three numbers; a longer range only its ends
 _ADDRESS = re.compile(r"""https?://[^\s<>"'`\\{}|^]{1,2000}""")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]{1,30}")
 _STRUCTURE = re.compile(r"[ \t>]*(?:[-+*=_|:~` \t]+|[`~]{3}.*)$")  # a line of marks: nothing may be added to it
@@ -64,11 +67,12 @@ MATH_ATTRIBUTES = {"accent", "accentunder", "columnalign", "columnlines", "colum
                    "maxsize", "minsize", "movablelimits", "notation", "rowlines", "rowspacing", "rspace", "scriptlevel",
                    "separator", "stretchy", "width"}
 ATTRIBUTES = {"a": {"class", "href", "title"}, "code": {"class"}, "div": {"class", "tabindex"}, "ol": {"start"},
-              "pre": {"class", "data-language", "tabindex"}, "span": {"class"}, "td": {"class"}, "th": {"class"},
+              "pre": {"class", "data-language", "tabindex"}, "span": {"class", "tabindex"}, "td": {"class"},
+               "th": {"class"},
               **{tag: MATH_ATTRIBUTES for tag in MATH_TAGS}}
 CODE_CLASSES = set(STANDARD_TYPES.values()) - {""}
 CLASSES = {"a": {"cite"}, "code": {"formula"}, "div": {"table", "formula"}, "pre": {"code", "plain"},
-           "span": CODE_CLASSES | {"cite", "verdict", "image", *VERDICTS}, "td": {"left", "center", "right"},
+           "span": CODE_CLASSES | {"cite", "formula", "verdict", "image", *VERDICTS}, "td": {"left", "center", "right"},
            "th": {"left", "center", "right"}}
 SCHEMES = {"http", "https", "mailto"}
 
@@ -158,6 +162,7 @@ def _parser(citing: bool) -> MarkdownIt:
     if citing:
         md.disable("reference")  # "[1]: ..." under an answer is a list of sources, and text
         md.inline.ruler.before("link", "citation", _citation)
+        md.inline.add_terminator_char("【")
     rules: dict[str, Callable[..., str]] = {
         "fence": _fence, "code_block": _fence, "code_inline": _code_inline, "image": _image, "formula": _formula,
         "citation": _cite, "verdict": _verdict, "heading_open": _heading, "heading_close": _heading,
@@ -242,7 +247,10 @@ def _formula(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: 
     latex = _MARKS.sub("", token.content)
     made = _mathml(latex, token.info) if time.monotonic() <= env["deadline"] else None
     shown = made if made is not None else f'<code class="formula">{html.escape(latex)}</code>'
-    return f'<div class="formula" tabindex="0">{shown}</div>' if token.block else shown
+    if token.block:
+        return f'<div class="formula" tabindex="0">{shown}</div>'
+    wide = token.info == "block" or len(latex) > WIDE_MATH  # in a line: no div may stand there
+    return f'<span class="formula" tabindex="0">{shown}</span>' if wide else shown
 
 
 def _mathml(latex: str, display: str) -> str | None:
@@ -263,24 +271,34 @@ def _mathml(latex: str, display: str) -> str | None:
 
 
 def _citation(state: StateInline, silent: bool) -> bool:
-    found = _CITED.match(state.src, state.pos, state.posMax) if state.src[state.pos] == "[" else None
+    found = _CITED.match(state.src, state.pos, state.posMax) if state.src[state.pos] in "[【" else None
     if found is None:
         return False
     if not silent:
-        state.push("citation", "a", 0).content = found[1]
+        state.push("citation", "a", 0).content = found[1] or found[2]
     state.pos = found.end()
     return True
 
 
 def _cite(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
     links = []
-    for number in map(int, re.findall(r"\d+", tokens[at].content)):
+    for number in _numbers(tokens[at].content):
         if number in env["titles"]:
             title = html.escape(env["titles"][number][:300])
             links.append(f'<a class="cite" href="#{html.escape(env["anchor"])}-{number}" title="{title}">{number}</a>')
         else:
             links.append(f'<span class="cite dangling">{number}</span>')
     return "".join(links)
+
+
+def _numbers(content: str) -> list[int]:
+    found: dict[int, None] = {}
+    for part in re.split(r"[,;]", content):
+        ends = [int(digits) for digits in re.findall(r"\d+", part)]
+        if len(ends) == 2 and 0 < ends[1] - ends[0] <= MAX_RANGE:
+            ends = list(range(ends[0], ends[1] + 1))
+        found.update(dict.fromkeys(ends))
+    return list(found)
 
 
 def _verdicts(state: StateCore) -> None:

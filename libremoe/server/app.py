@@ -1,7 +1,8 @@
 """The application: its routes, and the guards before them. Routes translate in, let the engine work, and translate out.
 
 Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key; whether the queue
-has room. /health alone answers without a key. CORS is off unless the server was started with an origin that may call.
+has room. /health alone answers without a key, and the form that asks for one.
+CORS is off unless the server was started with an origin that may call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libremoe.chat.conversation import NotFound
 from libremoe.errors import LibremoeError
-from libremoe.server import chat_api, chat_more, code
+from libremoe.server import chat_api, chat_more, code, pages
 from libremoe.server.anthropic import count_tokens, messages
 from libremoe.server.errors import ApiError, response_for
 from libremoe.server.generate import refusal
@@ -43,7 +44,7 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health"}) | pages.OPEN_PATHS
 # What a key must be allowed to do there; None: any key. Paths that are not listed need no less than a key.
 CHAT_PREFIX = "/api/"  # all of it is a person's own: the scope "chat"
 SCOPES = {
@@ -55,7 +56,6 @@ ROUTES = [
     Route("/health", health, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
     Route("/openapi.json", openapi_json, methods=["GET"]),
-    Route("/", page, methods=["GET"]),
     Route("/docs", page, methods=["GET"]),
     Route("/v1/models", models, methods=["GET"]),
     Route("/v1/models/{name:path}", model, methods=["GET"]),
@@ -70,6 +70,7 @@ ROUTES = [
     *chat_api.ROUTES,
     *chat_more.ROUTES,
     *code.ROUTES,
+    *pages.ROUTES,
 ]
 
 
@@ -136,9 +137,15 @@ class _Guards:
             self._check_key(scope, headers)
             self._check_room(scope)
         except ApiError as error:
-            await response_for(scope["path"], error)(scope, receive, reply)
+            await self._refused(scope, headers, error)(scope, receive, reply)
             return
         await self.app(scope, receive, reply)
+
+    def _refused(self, scope: Scope, headers: Headers, error: ApiError) -> Response:
+        """A person who opens the page without a key is asked for one."""
+        if error.status == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", ""):
+            return pages.login_page(headers.get("accept-language", ""), failed=False)
+        return response_for(scope["path"], error)
 
     def _check_origin(self, scope: Scope, headers: Headers, allowed_origin: str | None) -> None:
         """Refuses names that are not ours (DNS rebinding) and pages of other sites (a browser that was sent here)."""
@@ -164,6 +171,8 @@ class _Guards:
             return
         kind, _, secret = headers.get("authorization", "").partition(" ")
         given = secret.strip() if kind.lower() == "bearer" else headers.get("x-api-key")
+        if not given and self.service.access.required:
+            given = pages.secret_of(self.service, scope, headers)
         key = self.service.access.key_for(given)
         needed = SCOPES.get(path) or ("chat" if path.startswith(CHAT_PREFIX) else None)
         if key is not None and needed is not None and needed not in key.scopes:

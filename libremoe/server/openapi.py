@@ -33,7 +33,7 @@ GETS = {
     "/v1/models": ("The model that is served", "application/json"),
     "/v1/models/{name}": ("The model, by its name", "application/json"),
     "/openapi.json": ("This document", "application/json"),
-    "/": ("This document as a page", "text/html"),
+    "/": ("The page; without it, this document", "text/html"),
     "/docs": ("This document as a page", "text/html"),
 }
 # The page's: (method, path, summary, body, media type of the answer)

@@ -14,6 +14,7 @@ from libremoe.chat.template import ModelTemplate, Prompt, transcript_prompt
 from libremoe.chat.tools import call_grammar
 from libremoe.server.errors import ApiError, invalid
 from libremoe.server.limits import Access
+from libremoe.server.logins import Logins
 from libremoe.server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Service:
     metrics: Metrics
     bos_id: int | None = None  # put in front of texts where the model expects it (the Llama family does)
     chat_template: ModelTemplate | None = None
+    logins: Logins = field(default_factory=Logins)  # of browsers, where keys are on
     chat: Chat | None = None  # the conversations of the page; None: the server has no page
     settings: Settings = field(default_factory=Settings)
     created: int = field(default_factory=lambda: int(time.time()))
