@@ -89,6 +89,12 @@ class PageLive(FakeLive):
     def __post_init__(self) -> None:
         self.ledger = self
 
+    async def add(self, url: str, kind: str | None, name: str | None, key_env: str, limit: float) -> dict[str, Any]:
+        return self.sources.add(kind or "page", name, url=url)
+
+    def close(self) -> None:
+        pass
+
     def keep_offline(self, offline: bool) -> None:
         self.offline = offline
 
@@ -101,7 +107,7 @@ def served_page(says: Says | None = None, *, pause_s: float = 0.0, engine: Any =
                 stats: dict[str, Any] | None = None, **fields: Any) -> Iterator[Running]:
     """The server with its page. says: what a model that is a function says; without it, engine (a stub) answers.
     fields: of Chat."""
-    chat = chatting(**{"n_layers": N_LAYERS, "n_experts": N_EXPERTS} | fields)
+    chat = chatting(**{"n_layers": N_LAYERS, "n_experts": N_EXPERTS, "live_allowed": True} | fields)
     before = chat_api.ServiceModel
     try:
         if says is not None:

@@ -231,7 +231,7 @@ def test_live_answers_show_what_they_rest_on(chromium: Any) -> None:
 def test_tools_ask_first(chromium: Any) -> None:
     ran: list[dict[str, Any]] = []
 
-    async def send(arguments: dict[str, Any]) -> str:
+    async def send(arguments: dict[str, Any], conversation: str) -> str:
         ran.append(arguments)
         return "it was <b>sent</b>"
 
@@ -259,13 +259,13 @@ def test_tools_ask_first(chromium: Any) -> None:
 
 
 def test_settings_privacy_and_sources(chromium: Any) -> None:
-    live = PageLive([excerpt(1, "x")], sent=[{"at": 1.79e9, "host": "news.example", "why": "search: rockets",
-                                             "url": "https://news.example/?q=rockets"}])
+    live = PageLive([excerpt(1, "x")], sent=[{"time": 1.79e9, "host": "news.example", "why": "search: rockets",
+                                             "sent": "GET https://news.example/?q=rockets"}])
     with served_page(words("ok"), live=live) as running, open_page(chromium, running) as watched:
         page = watched.page
         page.locator("#open-settings").click()
         page.get_by_role("tab", name="Privacy").click()
-        page.get_by_role("cell", name="https://news.example/?q=rockets").wait_for()
+        page.get_by_role("cell", name="GET https://news.example/?q=rockets").wait_for()
         page.get_by_role("switch", name="Offline").click()
         page.locator("#offline-badge").wait_for()
         assert live.offline and page.locator("#toggle-live").get_attribute("aria-disabled") == "true"
@@ -274,7 +274,7 @@ def test_settings_privacy_and_sources(chromium: Any) -> None:
         page.get_by_label("Address or name").fill("https://other.example/feed")
         page.get_by_role("button", name="Add", exact=True).click()
         page.get_by_text("https://other.example/feed was added.").wait_for()
-        assert [one["kind"] for one in live.sources.list()] == ["feed", "feed"]
+        assert [one["kind"] for one in live.sources.list()] == ["feed", "page"]
         page.get_by_role("button", name="Remove space-news").click()
         page.get_by_text("space-news was removed.").wait_for()
         page.get_by_role("tab", name="System prompts").click()

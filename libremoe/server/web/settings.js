@@ -75,14 +75,14 @@ function privacy({ state, act }) {
     h("h3", {}, t("ledger")), h("p", { class: "where" }, t("ledger_text")),
     loaded(() => api.get("/api/ledger"), ({ entries }) => (entries.length ? h("div", { class: "table", tabindex: "0", role: "region", "aria-label": t("ledger") },
       h("table", {}, h("thead", {}, h("tr", {}, ["when", "host", "why", "what"].map((name) => h("th", { scope: "col" }, t(name))))),
-        h("tbody", {}, entries.map((one) => h("tr", {}, h("td", {}, moment(one.at ?? one.time ?? one.when ?? 0)), h("td", {}, one.host ?? ""),
-          h("td", {}, one.why ?? ""), h("td", { class: "mono" }, one.url ?? one.sent ?? "")))))) : h("p", { class: "empty" }, t("ledger_empty")))),
+        h("tbody", {}, entries.map((one) => h("tr", {}, h("td", {}, moment(one.time)), h("td", {}, one.host),
+          h("td", {}, one.why), h("td", { class: "mono" }, one.sent)))))) : h("p", { class: "empty" }, t("ledger_empty")))),
   ];
 }
 
 function sources({ state, act, again }) {
   const field = h("input", { type: "text", required: true, maxlength: 2048, autocomplete: "off", spellcheck: "false" });
-  const kind = h("select", {}, KINDS.map((name) => h("option", { value: name }, name)));
+  const kind = h("select", {}, h("option", { value: "" }, t("kind_auto")), KINDS.map((name) => h("option", { value: name }, name)));
   const changed = async (words) => {
     note(words);
     await act.reload();
@@ -91,7 +91,7 @@ function sources({ state, act, again }) {
   const add = async (event) => {
     event.preventDefault();
     try {
-      const { source } = await api.post("/api/sources", { kind: kind.value, url: field.value.trim() });
+      const { source } = await api.post("/api/sources", { url: field.value.trim(), ...(kind.value ? { kind: kind.value } : {}) });
       await changed(t("source_added", { name: source.name ?? field.value }));
     } catch (error) { failed(error); }
   };
