@@ -71,7 +71,7 @@ function apply(way, event) {
       return;
     case "html":
       turn.html = event.html;
-      if (here) { stick(() => { if ($(".doing", articleOf(turn.id) ?? document.body)) paintAround(turn, view); paintBody(turn); }); }
+      if (here) { stick(() => { if ($(".doing", articleOf(turn.id) ?? document.body)) paintAround(turn, view); paintBody(turn, view); }); }
       return;
     case "searching": way.live.searching = event.query; break;
     case "sources": way.live.sources = event.sources; break;

@@ -24,13 +24,14 @@ export function paintTurn(turn, view) {
   if (held) $(`[data-do="${held}"]`, made)?.focus();
 }
 
-/** Only its words, while they are written. */
-export function paintBody(turn) {
+/** Only its words and figures, while they are written. */
+export function paintBody(turn, view) {
   const article = articleOf(turn.id);
   if (!article) return;
   const fragment = trusted(turn.html);
   finish(fragment, article);
   morph($(".body", article), fragment);
+  $(".readout", article)?.replaceWith(readout(turn, view.live.get(turn.id), view));
 }
 
 /** Only what stands around the words of an answer on its way: calls, sources, read-out. */
