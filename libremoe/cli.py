@@ -170,7 +170,7 @@ def _add_code(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_serve(commands) -> None:  # type: ignore[no-untyped-def]
     serve = _command(commands, "serve", "libremoe.server.serve:run",
                      "answer OpenAI and Anthropic clients over HTTP, many at once")
-    serve.add_argument("path", type=Path, help=MODEL_HELP)
+    serve.add_argument("path", type=Path, nargs="?", help=f"{MODEL_HELP}; default: the one that comes with the package")
     serve.add_argument(
         "--host", default="127.0.0.1", help="any other than loopback needs a key (libremoe keys add NAME)"
     )

@@ -18,6 +18,7 @@ from libremoe.sampling import SamplingParams
 from libremoe.streaming import Trace
 
 DEFAULT_MODEL = Path(__file__).with_name("default_model")
+DEFAULT_NAME = "libremoe-small"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ KEEP_ALIVE_S = 20
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: path, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes,
+    """The command. args: path or None, host, port, name, tokenizer, dtype, mmap, max_running, max_waiting, kv_bytes,
     queue_timeout, drain_timeout, chat_template, allow_host, allow_origin, keys_file, no_page, data, database,
     ephemeral, live, allow_python. Returns 0 after a clean end."""
     for flag, value in (("--queue-timeout", args.queue_timeout), ("--drain-timeout", args.drain_timeout),
@@ -53,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     access = access_for(args.host, args.keys_file or keys_path())
     listener = _listen(args.host, args.port)  # before the weights are read: a port in use is known at once
     with listener:
-        from libremoe.run import load_for
+        from libremoe.run import DEFAULT_NAME, default_model, load_for
 
+        if args.path is None:
+            args.path, args.name = default_model(), args.name or DEFAULT_NAME
         lm = load_for(args)
         service = make_service(lm, args, access)
         if not args.no_page:
@@ -150,7 +152,8 @@ def banner(service: Service, host: str, port: int) -> str:
         f"chats are rendered by {template}\n"
         f"  OpenAI     base URL http://{shown}:{port}/v1   chat/completions completions responses embeddings models\n"
         f"  Anthropic  base URL http://{shown}:{port}      v1/messages v1/messages/count_tokens\n"
-        f"  others     http://{shown}:{port}/ (fields), /tokenize /detokenize /health /metrics /openapi.json\n"
+        f"  others     http://{shown}:{port}/ ({'a page to talk' if service.chat else 'fields'}), /docs /tokenize "
+        "/detokenize /health /metrics /openapi.json\n"
         f"Exposed: {reach}; {key}. Web pages of other sites may not call"
         + (f", except {', '.join(service.settings.origins)}" if service.settings.origins else "")
         + "."
