@@ -31,6 +31,7 @@ CALL_DEADLINE_S = 60.0  # of one call
 SEARCH_DEADLINE_S = 20.0  # of the search before a live answer
 RESULT_CHARS = 16_000  # of what a tool brought, that the model reads
 LEAST_RESULT_CHARS = 200
+SHORT_CONTEXT = 2048  # tokens; below, tools are described only beside a number: small models call whatever is there
 LEAST_ANSWER = 256  # tokens that an answer must have room for, less where the context is short
 
 
@@ -201,6 +202,8 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
             yield Finished(details | {"finish_reason": "stop", "sentences": []})
             return
     offered = [] if tools is None or excerpts or options.prefix else tools.offered(allowed(persona, options))
+    if model.context_len < SHORT_CONTEXT and not any(letter.isdigit() for letter in messages[-1].text):
+        offered = []
     suspect = any(isinstance(turn, Turn) and read_elsewhere(turn) for turn in turns)
     async with aclosing(_steps(request, model, tools, offered, suspect, len(excerpts), approve, ends,
                                options.tag)) as steps:

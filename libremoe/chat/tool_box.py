@@ -31,12 +31,13 @@ PYTHON_LIMITS = sandbox.Limits(wall_s=20.0, cpu_s=15, memory_bytes=512 << 20, ou
 @dataclass(frozen=True)
 class Entry:
     """A tool and what runs it. run: arguments and the conversation's id in, text out; it raises LibremoeError for what
-    is wrong with the arguments."""
+    is wrong with the arguments. there: whether it is of any use now; always, by default."""
 
     tool: Tool
     run: Callable[[dict[str, Any], str], Awaitable[str]]
     acts: bool = False
     reads: bool = False
+    there: Callable[[], bool] = lambda: True
 
 
 class ToolBox:
@@ -51,7 +52,7 @@ class ToolBox:
 
     def offered(self, names: Sequence[str]) -> list[Tool]:
         """Those of these names that there are, in the order of the box."""
-        return [entry.tool for name, entry in self.entries.items() if name in names]
+        return [entry.tool for name, entry in self.entries.items() if name in names and entry.there()]
 
     def described(self) -> list[dict[str, Any]]:
         """For people: name, description, whether it asks first."""
@@ -191,7 +192,7 @@ def live_tools(live: Any, language: str = "en") -> list[Entry]:
 
     return [
         Entry(_tool("search", "Searches the documents and gives numbered excerpts.", {"query": "string"}), search,
-              acts=True, reads=True),
+              acts=True, reads=True, there=lambda: bool(live.sources.list())),
         Entry(_tool("open_page", "Reads a web page.", {"url": "string"}), open_page, acts=True, reads=True),
     ]
 
