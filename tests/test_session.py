@@ -198,9 +198,25 @@ def test_long_results_are_cut_to_the_context() -> None:
         return "word " * 5000
 
     box = ToolBox([Entry(Tool("calculator"), run)])
-    model = FakeModel(lambda r: ["end"] if r.messages[-1].role == "tool" else [call("calculator")], context_len=1000)
+    model = FakeModel(lambda r: ["end"] if r.messages[-1].role == "tool" else [call("calculator")], context_len=2048)
     events, written = answer(model, "Go", Options(tools=("calculator",)), tools=box)
     assert written.text == "end" and len(next(e for e in events if isinstance(e, CallDone)).result.text) == 25000
+
+
+def test_a_short_context_is_shown_tools_beside_a_number_only() -> None:
+    box = ToolBox([Entry(Tool("calculator"), lambda given, tag: asyncio.sleep(0, "1"))])
+    for context, asked, offered in ((512, "Hi", 0), (512, "2 + 2?", 1), (4000, "Hi", 1)):
+        model = FakeModel(words("Hello"), context_len=context)
+        answer(model, asked, Options(tools=("calculator",)), tools=box)
+        assert len(model.requests[0].tools) == offered
+
+
+def test_tools_of_no_use_now_are_not_offered() -> None:
+    there = [False]
+    box = ToolBox([Entry(Tool("search"), lambda given, tag: asyncio.sleep(0, ""), there=lambda: there[0])])
+    assert box.offered(["search"]) == []
+    there[0] = True
+    assert [tool.name for tool in box.offered(["search"])] == ["search"]
 
 
 # ---- pages that give orders
