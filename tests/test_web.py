@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 from fakes import excerpt, words
 from page import PHONE, PageLive, ask, browser, ended, needs_chromium, open_page, served_page
+from payloads import PAYLOADS, many
 from serving import CLIENT, CONTEXT, MODEL, tiny_engine
 
 from libremoe.chat.message import Tool, ToolCall
 from libremoe.chat.session import Request
 from libremoe.chat.tool_box import Entry, ToolBox
+from libremoe.errors import LibremoeError
 from libremoe.server import keys
 
 pytestmark = needs_chromium
+N_PAYLOADS = int(os.environ.get("LIBREMOE_PAGE_PAYLOADS", "60"))  # beside the short list
 LONG = "One two three four five. " * 60
 
 
@@ -331,6 +335,56 @@ def test_phone_width(chromium: Any) -> None:
         page.locator(".greeting").wait_for()
         page.locator("#sidebar").wait_for(state="hidden")
         watched.check()
+
+
+@pytest.mark.parametrize("language", ["en-US", "fr-FR"])
+@pytest.mark.parametrize("width", [320, PHONE["width"]])
+def test_the_send_button_is_within_a_phone(chromium: Any, language: str, width: int) -> None:
+    with served_page(echo) as running, open_page(chromium, running, size={"width": width, "height": 700},
+                                                 locale=language) as watched:
+        box = watched.page.locator("#send").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width, box
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(chromium: Any, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    text = ("# Title\n\nA [link](https://example.org) and `code`.\n\n```python\nx = 'y'  # z\n```\n\n"
+            "| a | b |\n|-|-|\n| 1 | $x^2$ |\n")
+    with served_page(lambda request: [text]) as running, \
+            open_page(chromium, running, color_scheme=scheme, bypass_csp=True) as watched:  # axe is put into the page
+        page = watched.page
+        found = {"empty": Axe().run(page)}
+        ask(page, "Hello")
+        found["talk"] = Axe().run(page)
+        page.get_by_role("button", name="Settings").click()
+        page.locator("dialog[open]").wait_for()
+        found["settings"] = Axe().run(page)
+        wrong = {name: [(v["id"], [n["html"] for n in v["nodes"]]) for v in run.response["violations"]]
+                 for name, run in found.items() if run.response["violations"]}
+        assert wrong == {}
+
+
+@pytest.mark.parametrize("place", ["message", "error"])
+def test_hostile_text_does_nothing(chromium: Any, place: str) -> None:
+    """In people's messages, titles, and answers that come letter by letter, or in what went wrong."""
+
+    def says(request: Request) -> list[str]:
+        asked = request.messages[-1].text
+        if place == "error":
+            raise LibremoeError(asked)
+        return list(asked)
+
+    with served_page(says) as running, open_page(chromium, running) as watched:
+        texts = [*PAYLOADS, *many(N_PAYLOADS)]
+        for start in range(0, len(texts), 12):
+            page = watched.page
+            page.locator("#new").click()
+            page.locator(".greeting").wait_for()
+            ask(page, "\n\n".join(texts[start : start + 12]))
+        watched.check()
+        assert not page.locator("#thread :is(script, iframe, object, embed, form, img, style, link, base)").count()
 
 
 def test_keyboard_alone(chromium: Any) -> None:
