@@ -88,6 +88,13 @@ def test_citations_become_links_to_their_sources() -> None:
     assert render("`[1]`", SOURCES) == "<p><code>[1]</code></p>\n"
 
 
+def test_a_verdict_leaves_a_table_a_table() -> None:
+    text = "| year | flights |\n|-|-|\n| 2026 | 20 [1] |"
+    for end in (len(text), len(text) - 2, text.index("\n")):
+        found = render(text, sentences=[{"start": 0, "end": end, "verdict": "supported"}])
+        assert found.count('<span class="verdict supported"></span></t') == 1 and found.count("<td") == 2, found
+
+
 def test_verdicts_stand_behind_their_sentences_and_change_nothing_else() -> None:
     text = "Sure [1]. **Not so.** \n\n```\ncode.\n```\n\n- It is. \n\n---\n"
     ends = [text.index(".") + 1, text.index("so.") + 3, text.index("code.") + 5, text.index("is.") + 3, len(text)]

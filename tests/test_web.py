@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import excerpt, words
-from page import PHONE, PageLive, ask, browser, ended, needs_chromium, open_page, served_page
+from page import DESK, PHONE, PageLive, ask, browser, ended, needs_chromium, open_page, served_page
 from payloads import PAYLOADS, many
 from serving import CLIENT, CONTEXT, MODEL, tiny_engine
 
@@ -532,3 +532,23 @@ def test_files_of_the_page(chromium: Any) -> None:
             assert CLIENT.get(running.url + path).status_code == 404, path
 
 
+
+
+@pytest.mark.parametrize(("name", "size", "scheme", "language"), [
+    ("desk", DESK, "light", "en-US"), ("phone", PHONE, "dark", "fr-FR")])
+def test_pictures_for_the_readme(chromium: Any, tmp_path: Path, name: str, size: dict[str, int], scheme: str,
+                                 language: str) -> None:
+    """LIBREMOE_PICTURES=docs/screenshots keeps them."""
+    folder = Path(os.environ.get("LIBREMOE_PICTURES", tmp_path))
+    live = PageLive([excerpt(1, "The rocket flew 20 times in 2026.", "Rocket news", published=1.79e9),
+                     excerpt(2, "The rocket was built in France.", "Space weekly", author="Ana")])
+    said = ("The rocket flew **20 times** in 2026 [1]. The rocket was built in Spain [2].\n\n"
+            "| year | flights |\n|-|-|\n| 2026 | 20 |")
+    with served_page(lambda request: re.findall(r"\s*\S+", said), live=live) as running, \
+            open_page(chromium, running, size=size, color_scheme=scheme, locale=language) as watched:
+        page = watched.page
+        page.locator("#toggle-live").click()
+        ask(page, "What is new about rockets?")
+        page.screenshot(path=folder / f"{name}.png")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        watched.check()

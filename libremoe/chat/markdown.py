@@ -139,7 +139,9 @@ def _with_marks(text: str, sentences: Sequence[Mapping[str, Any]]) -> str:
             begins = text.rfind("\n", 0, end) + 1
             line_end = text.find("\n", end)
             line = text[begins : line_end if line_end >= 0 else len(text)]
-            if end > 0 and not _STRUCTURE.match(line):
+            if line.lstrip().startswith("|") and text[begins:end].endswith("|"):  # a row's mark stands in its last cell
+                end = begins + len(text[begins : end - 1].rstrip())
+            if end > begins and not _STRUCTURE.match(line):
                 ends[end] = chr(_MARK + VERDICTS.index(sentence["verdict"]))
     pieces, last = [], 0
     for end in sorted(ends):
