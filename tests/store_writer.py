@@ -35,7 +35,7 @@ class Writer:
         self.stop = threading.Event()
 
     def note(self, line: dict[str, Any]) -> None:
-        os.write(self.acks, json.dumps(line).encode() + b"\n")
+        os.write(self.acks, b"\n" + json.dumps(line).encode() + b"\n")  # the line before may have been cut short
 
     def run(self) -> None:
         try:

@@ -303,10 +303,11 @@ def _index(connection: sa.Connection, rowid: int, text: str, anew: bool = False)
 
 def _stop_writing(connection: sa.Connection) -> None:
     """Answers that were being written when the last process ended."""
-    writing = sa.select(turns.c.seq, turns.c.parts).where(turns.c.state == "writing")
-    for seq, parts in connection.execute(writing).all():
+    # One statement, which waits for a transaction of a process that was just killed and looks at its turn again
+    stopped = (sa.update(turns).where(turns.c.state == "writing").values(state="stopped")
+               .returning(turns.c.seq, turns.c.parts))
+    for seq, parts in connection.execute(stopped).all():
         _index(connection, seq, Message("assistant", _parts(parts)).text, anew=True)
-    connection.execute(sa.update(turns).where(turns.c.state == "writing").values(state="stopped"))
 
 
 def _is_id(value: object) -> bool:
