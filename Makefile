@@ -3,7 +3,6 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 LIBREMOE := $(VENV)/bin/libremoe
-TINY := build/tiny-grok
 
 .PHONY: all setup chat test lint fix soak test-native test-threads clean
 
@@ -21,8 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kern
 	touch $@
 
 chat: setup
-	@if test -e libremoe/default_model/libremoe.json; then $(LIBREMOE) chat; else mkdir -p build; \
-	  test -e $(TINY)/libremoe.json || $(LIBREMOE) make-tiny $(TINY); $(LIBREMOE) chat $(TINY); fi
+	@$(LIBREMOE) chat
 
 test: lint test-native
 	$(PY) -m pytest -q -n 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import threading
@@ -358,3 +359,29 @@ def test_what_is_exported_can_be_taken_in_again(running: Running) -> None:
     before = get(running, f"/api/conversations/{id}")
     assert [t["parts"] for t in again["turns"]] == [t["parts"] for t in before["turns"]]
     assert CLIENT.get(f"{running.url}/api/conversations/{id}/export?format=pdf").status_code == 400
+
+
+def test_feeds_are_read_by_themselves_until_the_server_ends() -> None:
+    class Feeds:
+        running = 0
+
+        async def refresher(self) -> None:
+            self.running += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.running -= 1
+
+        def close(self) -> None:
+            assert self.running == 0
+
+    async def use(allowed: bool) -> int:
+        feeds = Feeds()
+        chat = chatting(live=feeds, live_allowed=allowed, belongings=object())
+        await chat.start()
+        await asyncio.sleep(0.01)
+        seen = feeds.running
+        await chat.close()
+        return seen
+
+    assert asyncio.run(use(True)) == 1 and asyncio.run(use(False)) == 0

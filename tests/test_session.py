@@ -211,6 +211,14 @@ def test_a_short_context_is_shown_tools_beside_a_number_only() -> None:
         assert len(model.requests[0].tools) == offered
 
 
+@pytest.mark.parametrize("short", [256, 4000])
+def test_a_message_without_words_is_refused(short: int) -> None:
+    model = FakeModel(words("Hello"), context_len=short)
+    with pytest.raises(LibremoeError, match="no words"):
+        answer(model, " \n")
+    assert model.requests == []
+
+
 def test_tools_of_no_use_now_are_not_offered() -> None:
     there = [False]
     box = ToolBox([Entry(Tool("search"), lambda given, tag: asyncio.sleep(0, ""), there=lambda: there[0])])

@@ -10,12 +10,12 @@ import difflib
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from libremoe.chat.message import Message, said
 from libremoe.chat.persona import Persona, system_prompt
-from libremoe.chat.session import ChatModel, Ended, Request, TextDelta
+from libremoe.chat.session import ChatModel, Ended, Request, TextDelta, takes_system
 from libremoe.errors import LibremoeError
 
 Task = Literal["complete", "explain", "tests", "patch"]
@@ -55,6 +55,8 @@ class Done:
 async def help_with(asked: Asked, persona: Persona, model: ChatModel) -> AsyncGenerator[TextDelta | Done]:
     """What the model writes, as it comes, and Done last. Raises LibremoeError: wrong fields, or it does not fit."""
     request = _request(asked, persona)
+    if not await takes_system(model):
+        request = replace(request, messages=[m for m in request.messages if m.role != "system"])
     if await model.count(request) >= model.context_len:
         raise LibremoeError(f"the code is too long for this model's context of {model.context_len} tokens")
     text = ""

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 from libremoe.chat.code import Asked, Done, Task, help_with
-from libremoe.chat.local_model import LocalModel
+from libremoe.chat.local_model import LocalModel, load_local
 from libremoe.chat.persona import load_personas
 from libremoe.chat.session import TextDelta
-from libremoe.chat.template import ModelTemplate, find_template
 from libremoe.errors import LibremoeError
-from libremoe.run import default_model, load_for, sampling_params
+from libremoe.run import default_model, sampling_params
 
 MAX_FILE_BYTES = 4 << 20
 
@@ -30,11 +29,7 @@ def run(args: argparse.Namespace) -> int:
                   args.instruction or "", sampling=sampling)
     params = sampling_params(args)
     args.path = args.model or default_model()
-    lm = load_for(args)
-    text = find_template(args.path if args.path.is_dir() else args.path.parent)
-    template = None if text is None or lm.tokenizer is None else ModelTemplate(text, lm.tokenizer)
-    model = LocalModel(lm, args.path.resolve().name, template, params)
-    done = asyncio.run(_work(asked, model, template, shown=not args.json and task != "patch"))
+    done = asyncio.run(_work(asked, load_local(args, params), shown=not args.json and task != "patch"))
     if args.json:
         print(json.dumps({"task": task, "text": done.text, "diff": done.diff, "stats": dict(done.stats)}))
     elif task == "patch":
@@ -44,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     return int(task == "patch" and not done.diff)
 
 
-async def _work(asked: Asked, model: LocalModel, template: ModelTemplate | None, shown: bool) -> Done:
+async def _work(asked: Asked, model: LocalModel, shown: bool) -> Done:
     done = Done()
     try:
         async for event in help_with(asked, load_personas()["coder"], model):
@@ -53,8 +48,7 @@ async def _work(asked: Asked, model: LocalModel, template: ModelTemplate | None,
             elif shown and isinstance(event, TextDelta):
                 print(event.text, end="", flush=True)
     finally:
-        if template is not None:
-            await template.close()
+        await model.close()
     if shown:
         print()
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import dataclasses
 import threading
@@ -10,19 +11,37 @@ from typing import Any
 
 from libremoe.chat.message import Text, ToolCall
 from libremoe.chat.session import Ended, Experts, Request, TextDelta
-from libremoe.chat.template import ModelTemplate, Prompt, Trim, transcript_prompt
+from libremoe.chat.template import ModelTemplate, Prompt, Trim, find_template, transcript_prompt
 from libremoe.chat.tools import CallParser
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel
+from libremoe.run import load_for
 from libremoe.sampling import SamplingParams
+from libremoe.tokenizer import Tokenizer
+
+
+def load_local(args: argparse.Namespace, params: SamplingParams) -> LocalModel:
+    """The model at args.path, with the chat template that lies beside it. Raises LibremoeError without a tokenizer."""
+    lm = load_for(args)
+    if lm.tokenizer is None:
+        raise LibremoeError("a conversation needs a tokenizer: give one with --tokenizer FILE")
+    text = find_template(args.path if args.path.is_dir() else args.path.parent)
+    template = None if text is None else ModelTemplate(text, lm.tokenizer)
+    return LocalModel(lm, lm.tokenizer, args.path.resolve().name, template, params)
 
 
 class LocalModel:
-    """A ChatModel over a LanguageModel with a tokenizer. params: what neither the persona nor the request says."""
+    """A ChatModel over a LanguageModel. params: what neither the persona nor the request says."""
 
-    def __init__(self, lm: LanguageModel, name: str, template: ModelTemplate | None, params: SamplingParams):
-        self.lm, self.name, self.template, self.params = lm, name, template, params
+    def __init__(self, lm: LanguageModel, tokenizer: Tokenizer, name: str, template: ModelTemplate | None,
+                 params: SamplingParams):
+        self.lm, self.tokenizer, self.name, self.template, self.params = lm, tokenizer, name, template, params
         self.context_len = lm.engine.max_tokens
+
+    async def close(self) -> None:
+        """End the template's process."""
+        if self.template is not None:
+            await self.template.close()
 
     async def count(self, request: Request) -> int:
         return len((await self._prompt(request)).ids)
@@ -31,10 +50,8 @@ class LocalModel:
         """The model's own template where it brings one, else the transcript that a base model continues."""
         if self.template is not None:
             return await self.template.prompt(request.messages, request.tools, None, request.prefix)
-        if self.lm.tokenizer is None:
-            raise LibremoeError("a conversation needs a tokenizer: give one with --tokenizer FILE")
         bos_id = self.lm.config.bos_id if self.lm.config.add_bos else None
-        return transcript_prompt(request.messages, self.lm.tokenizer, bos_id=bos_id, context_len=self.context_len,
+        return transcript_prompt(request.messages, self.tokenizer, bos_id=bos_id, context_len=self.context_len,
                                  tools=request.tools, prefix=request.prefix)
 
     async def stream(self, request: Request) -> AsyncGenerator[TextDelta | ToolCall | Experts | Ended]:

@@ -178,6 +178,9 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
     """
     details: dict[str, Any] = {"persona": persona.name, "model": model.name, "live": options.live}
     messages = messages_of(turns)
+    if not messages or messages[-1].role != "user":
+        raise LibremoeError("the message has no words")
+    question = messages[-1].text
     if await takes_system(model):
         system = system_prompt(persona, options.language)
         details["prompt_sha256"] = system.sha256
@@ -188,7 +191,6 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
                       experts=options.experts)
     excerpts: Sequence[dict[str, Any]] = options.sources
     if options.live and live is not None and not excerpts:
-        question = turns[-1].message.text if isinstance(turns[-1], Turn) else turns[-1].text
         yield Searching(question)
         found = await grounding.search(live, question, options.language, SEARCH_DEADLINE_S, options.tag)
         excerpts, details = found.excerpts, details | found.details
@@ -202,7 +204,7 @@ async def reply(turns: Sequence[Turn | Message], persona: Persona, model: ChatMo
             yield Finished(details | {"finish_reason": "stop", "sentences": []})
             return
     offered = [] if tools is None or excerpts or options.prefix else tools.offered(allowed(persona, options))
-    if model.context_len < SHORT_CONTEXT and not any(letter.isdigit() for letter in messages[-1].text):
+    if model.context_len < SHORT_CONTEXT and not any(letter.isdigit() for letter in question):
         offered = []
     suspect = any(isinstance(turn, Turn) and read_elsewhere(turn) for turn in turns)
     async with aclosing(_steps(request, model, tools, offered, suspect, len(excerpts), approve, ends,

@@ -23,13 +23,12 @@ from libremoe.chat import session
 from libremoe.chat.conversation import Conversation, State, Turn, title_from
 from libremoe.chat.folder import Belongings, open_belongings
 from libremoe.chat.keys import Listener, listening
-from libremoe.chat.local_model import LocalModel
+from libremoe.chat.local_model import LocalModel, load_local
 from libremoe.chat.message import Text
 from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta, Written
-from libremoe.chat.template import ModelTemplate, find_template
 from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
-from libremoe.run import default_model, load_for, sampling_params
+from libremoe.run import default_model, sampling_params
 from libremoe.tiny import is_random
 from libremoe.weights import open_checkpoint
 
@@ -53,20 +52,16 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.persona not in own.personas:
             raise LibremoeError(f"--persona {args.persona}: there is none; there are {', '.join(own.personas)}")
-        lm = load_for(args)
-        if lm.tokenizer is None:
-            raise LibremoeError("a conversation needs a tokenizer: give one with --tokenizer FILE")
-        text = find_template(args.path if args.path.is_dir() else args.path.parent)
-        template = None if text is None else ModelTemplate(text, lm.tokenizer)
-        model = LocalModel(lm, args.path.resolve().name, template, params)
+        model = load_local(args, params)
+        config = model.lm.config
         terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live)
         shown = terminal.console
-        shown.print(f"[bold]{args.path}[/bold]: {lm.config.family}, {lm.config.n_params() / 1e6:,.1f} M parameters. "
+        shown.print(f"[bold]{args.path}[/bold]: {config.family}, {config.n_params() / 1e6:,.1f} M parameters. "
                     "Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says the rest.")
         if is_random(reader):
             shown.print("[yellow]The weights of this model are random numbers: what it writes is noise. It shows that "
                         "the machinery works; for answers, give the path of a trained model.[/yellow]")
-        return asyncio.run(_talk(terminal, template))
+        return asyncio.run(_talk(terminal))
     finally:
         own.store.close()
         if own.live is not None:
@@ -78,7 +73,7 @@ def _language() -> str:
     return "fr" if spoken.startswith("fr") else "en"
 
 
-async def _talk(terminal: Terminal, template: ModelTemplate | None) -> int:
+async def _talk(terminal: Terminal) -> int:
     terminal.tools, notes = await terminal.own.tools()
     terminal.chosen_tools = terminal.tools.names()
     for note in notes:
@@ -87,8 +82,7 @@ async def _talk(terminal: Terminal, template: ModelTemplate | None) -> int:
         return await terminal.talk()
     finally:
         await terminal.tools.close()
-        if template is not None:
-            await template.close()
+        await terminal.model.close()
 
 
 class Terminal:

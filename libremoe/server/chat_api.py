@@ -36,7 +36,7 @@ from libremoe.server.chat_schema import (
     NewConversation,
     NewTurn,
 )
-from libremoe.server.chat_state import Chat, chat_of, render, route
+from libremoe.server.chat_state import Chat, chat_of, plain, render, route
 from libremoe.server.errors import ApiError, invalid, openai_body
 from libremoe.server.service import Service
 from libremoe.server.sse import EventStream, event
@@ -50,19 +50,15 @@ EXPORTS = {"markdown": ("text/markdown; charset=utf-8", "md"), "json": ("applica
            "html": ("text/html; charset=utf-8", "html")}
 
 
-def _chat(request: Request) -> Chat:
-    return chat_of(request.app.state.service)
-
-
 async def state(request: Request) -> Response:
     service: Service = request.app.state.service
-    chat = _chat(request)
+    chat = chat_of(request)
     sources = await asyncio.to_thread(chat.live.sources.list) if chat.live is not None else []
     return JSONResponse({
         "model": service.model_id, "family": chat.family, "context_len": service.context_len,
         "personas": [{"name": p.name, "title": p.title, "description": p.description, "tools": p.tools,
                       "sampling": p.sampling, "own": p.own} for p in chat.personas.values()],
-        "live": {"configured": bool(sources), "sources": [_plain(s) for s in sources]},
+        "live": {"configured": bool(sources), "sources": [plain(s) for s in sources]},
         "tools": chat.tools.described() if chat.tools is not None else [],
         "offline": chat.live.offline if chat.live is not None else True,
         "random_weights": chat.random_weights, "n_layers": chat.n_layers, "n_experts": chat.n_experts,
@@ -70,12 +66,8 @@ async def state(request: Request) -> Response:
     })
 
 
-def _plain(value: Any) -> Any:
-    return value.as_dict() if hasattr(value, "as_dict") else value
-
-
 async def conversations(request: Request) -> Response:
-    store, query = _chat(request).store, request.query_params.get("query", "").strip()
+    store, query = chat_of(request).store, request.query_params.get("query", "").strip()
     found = await asyncio.to_thread(store.conversations, MAX_CONVERSATIONS)
     body: dict[str, Any] = {"conversations": [conversation_as_dict(one) for one in found]}
     if query:
@@ -86,7 +78,7 @@ async def conversations(request: Request) -> Response:
 
 
 async def new_conversation(request: Request) -> Response:
-    chat = _chat(request)
+    chat = chat_of(request)
     body = await read_body(request, NewConversation, request.app.state.service.settings)
     chat.persona(body.persona)
     made = await asyncio.to_thread(chat.store.create, body.title.strip(), body.persona, body.language)
@@ -94,7 +86,7 @@ async def new_conversation(request: Request) -> Response:
 
 
 async def conversation(request: Request) -> Response:
-    store = _chat(request).store
+    store = chat_of(request).store
     id = request.path_params["id"]
 
     def read() -> dict[str, Any]:
@@ -113,7 +105,7 @@ def _shown(turn: Turn) -> dict[str, Any]:
 
 
 async def change_conversation(request: Request) -> Response:
-    chat = _chat(request)
+    chat = chat_of(request)
     body = await read_body(request, ChangeConversation, request.app.state.service.settings)
     if body.persona is not None:
         chat.persona(body.persona)
@@ -133,7 +125,7 @@ async def change_conversation(request: Request) -> Response:
 
 
 async def delete_conversation(request: Request) -> Response:
-    chat, id = _chat(request), request.path_params["id"]
+    chat, id = chat_of(request), request.path_params["id"]
     await _stop_all(chat.answers.of_conversation(id))
     await asyncio.to_thread(chat.store.delete, id)
     chat.answers.allowed.pop(id, None)
@@ -143,7 +135,7 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def delete_all(request: Request) -> Response:
-    chat = _chat(request)
+    chat = chat_of(request)
     await _stop_all(list(chat.answers.open.values()))
     await asyncio.to_thread(chat.store.delete_all)
     chat.answers.allowed.clear()
@@ -195,7 +187,7 @@ async def continue_answer(request: Request) -> Response:
 
 
 async def _answer_body(request: Request, model: type[Any]) -> tuple[Chat, Any]:
-    chat = _chat(request)
+    chat = chat_of(request)
     body = await read_body(request, model, request.app.state.service.settings)
     chat.answers.check_room()
     if body.persona is not None:
@@ -272,7 +264,7 @@ def _on_error(error: ApiError) -> bytes:
 
 
 def _open_answer(request: Request) -> OpenAnswer:
-    answer = _chat(request).answers.open.get(request.path_params["id"])
+    answer = chat_of(request).answers.open.get(request.path_params["id"])
     if answer is None:
         raise ApiError(404, "no answer with this id is being written", code="not_writing")
     return answer
@@ -300,7 +292,7 @@ async def approve(request: Request) -> Response:
 async def export(request: Request) -> Response:
     from libremoe.chat import export as exports
 
-    store, id = _chat(request).store, request.path_params["id"]
+    store, id = chat_of(request).store, request.path_params["id"]
     kind = request.query_params.get("format", "markdown")
     if kind not in EXPORTS:
         raise invalid(f"format is {kind[:40]!r}; it may be {', '.join(EXPORTS)}", "format")
@@ -318,7 +310,7 @@ async def export(request: Request) -> Response:
 
 
 async def import_file(request: Request) -> Response:
-    chat = _chat(request)
+    chat = chat_of(request)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in IMPORT_TYPES:  # what a form of another page can send is not among them
         raise ApiError(415, f"send the file with a Content-Type of {', '.join(IMPORT_TYPES)}")

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from libremoe.chat.persona import LANGUAGES, history
 from libremoe.server.body import read_body
 from libremoe.server.chat_schema import NewSource, Offline
-from libremoe.server.chat_state import Chat, chat_of, route
+from libremoe.server.chat_state import Chat, chat_of, plain, route
 from libremoe.server.errors import ApiError
 
 MAX_ENTRIES = 1000  # of the ledger, in one answer
@@ -20,12 +20,8 @@ _STYLE = (":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif
           "padding:0 1rem}pre{white-space:pre-wrap;background:#8881;padding:.6rem}code{overflow-wrap:anywhere}")
 
 
-def _chat(request: Request) -> Chat:
-    return chat_of(request.app.state.service)
-
-
 def _live(request: Request) -> Any:
-    live = _chat(request).live
+    live = chat_of(request).live
     if live is None:
         raise ApiError(404, "this server has no live sources: pip install 'libremoe[live]'", code="no_live")
     return live
@@ -45,7 +41,7 @@ def prompts_of(chat: Chat) -> list[dict[str, Any]]:
 
 async def prompts(request: Request) -> Response:
     """As a page, or as JSON for whoever accepts that rather."""
-    found = prompts_of(_chat(request))
+    found = prompts_of(chat_of(request))
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"prompts": found})
     parts = ["<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
@@ -65,19 +61,19 @@ async def prompts(request: Request) -> Response:
 async def ledger(request: Request) -> Response:
     live = _live(request)
     entries = await asyncio.to_thread(live.ledger.entries, MAX_ENTRIES)
-    return JSONResponse({"entries": [_plain(one) for one in entries]})
+    return JSONResponse({"entries": [plain(one) for one in entries]})
 
 
 async def sources(request: Request) -> Response:
     live = _live(request)
-    return JSONResponse({"sources": [_plain(one) for one in await asyncio.to_thread(live.sources.list)]})
+    return JSONResponse({"sources": [plain(one) for one in await asyncio.to_thread(live.sources.list)]})
 
 
 async def add_source(request: Request) -> Response:
     live = _live(request)
     body = await read_body(request, NewSource, request.app.state.service.settings)
     made = await live.add(body.url, body.kind, body.name, body.key_env, body.limit)
-    return JSONResponse({"source": _plain(made)}, 201)
+    return JSONResponse({"source": plain(made)}, 201)
 
 
 async def remove_source(request: Request) -> Response:
@@ -89,15 +85,11 @@ async def remove_source(request: Request) -> Response:
 async def offline(request: Request) -> Response:
     live = _live(request)
     body = await read_body(request, Offline, request.app.state.service.settings)
-    if not body.offline and not _chat(request).live_allowed:
+    if not body.offline and not chat_of(request).live_allowed:
         raise ApiError(403, "this server was started without --live: nothing leaves, and the page cannot change that",
                        code="live_not_allowed")
     await asyncio.to_thread(live.keep_offline, body.offline)
     return JSONResponse({"offline": live.offline})
-
-
-def _plain(value: Any) -> Any:
-    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 ROUTES = [

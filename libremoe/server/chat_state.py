@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from libremoe.chat.persona import Persona
+from libremoe.errors import LibremoeError
 from libremoe.server.answers import Answers
 from libremoe.server.errors import ApiError, invalid
 from libremoe.server.service import Service
@@ -45,6 +46,7 @@ class Chat:
     folder: Path | None = None  # where it is kept; None: in memory
     belongings: Belongings | None = None  # what the tools are made from, once the loop runs
     answers: Answers = field(default_factory=Answers)
+    _refresher: asyncio.Task[None] | None = None
 
     def persona(self, name: str) -> Persona:
         """Raises ApiError 400 where there is none of this name."""
@@ -53,15 +55,27 @@ class Chat:
         return self.personas[name]
 
     async def start(self) -> None:
-        """Start what needs an event loop: MCP servers. One that does not start is said in the log and left out."""
+        """Start what needs an event loop: MCP servers (one that does not start is said in the log and left out), and
+        the reading of feeds now and then, where live sources were allowed."""
         if self.tools is None and self.belongings is not None:
             self.tools, notes = await self.belongings.tools()
             for note in notes:
                 log.warning("%s", note)
+        if self.live is not None and self.live_allowed and self.belongings is not None:
+            self._refresher = asyncio.create_task(self._refresh())
+
+    async def _refresh(self) -> None:
+        try:
+            await self.live.refresher()
+        except LibremoeError as error:
+            log.warning("feeds are no longer read by themselves: %s", error)
 
     async def close(self) -> None:
         """Answers are stopped and saved, tools and the store closed."""
         await self.answers.close()
+        if self._refresher is not None:
+            self._refresher.cancel()
+            await asyncio.wait({self._refresher})
         if self.tools is not None:
             await self.tools.close()
         await asyncio.to_thread(self.store.close)
@@ -78,11 +92,17 @@ def route(path: str, **endpoints: Endpoint) -> Route:
     return Route(path, endpoint, methods=list(endpoints))
 
 
-def chat_of(service: Service) -> Chat:
+def chat_of(request: Request) -> Chat:
     """Raises ApiError 404 where the server was started without."""
+    service: Service = request.app.state.service
     if service.chat is None:
         raise ApiError(404, "this server keeps no conversations: it was started with --no-page")
     return service.chat
+
+
+def plain(value: Any) -> Any:
+    """A value of live's for JSON; one that is a dict already stays as it is."""
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 def render(text: str, sources: Sequence[Mapping[str, Any]] = (), sentences: Sequence[Mapping[str, Any]] = ()) -> str:
