@@ -3,6 +3,7 @@ And what was erased is not: in no file."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -37,7 +38,7 @@ class Victim:
     def __init__(self, preload: Path | None = None):
         env = {**os.environ, "PYTHONPATH": str(HERE.parent)} | ({"LD_PRELOAD": str(preload)} if preload else {})
         self.process = subprocess.Popen([sys.executable, str(HERE / "store_writer.py")], env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
     def begin(self, **task: Any) -> int:
         """Returns the writer's process id."""
@@ -55,9 +56,10 @@ class Victim:
         return int(status)
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(60)
+        """Writers that a failed test left behind end too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
 
 @contextmanager

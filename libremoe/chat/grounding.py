@@ -31,11 +31,11 @@ STALE = {
     "en": "I found nothing fresh about this; what follows is from older pages.\n\n",
     "fr": "Je n'ai rien trouvé de récent à ce sujet ; ce qui suit vient de pages plus anciennes.\n\n",
 }
-_MARK = r" ?(?:\[\^?\d[\d,;\s–-]{0,80}\]|【\d[^】`]{0,40}】)"  # as live.citations reads them
-_MARKS = re.compile(rf"`[^`\n]{{1,200}}`|(?P<mark>{_MARK})")
-_BEGUN = re.compile(  # what may become such a mark, a fence, or code within a line
-    r"(?: ?(?:\[(?:\^?(?:\d[\d,;\s–-]{0,80})?)?|【(?:\d[^】`]{0,40})?)?|`[^`\n]{0,200}|``)\Z")
+_MARKS = re.compile(r" ?(?:\[\^?\d[\d,;\s–-]{0,80}\]|【\d[^】【\[`\n]{0,40}】)")  # as live.citations reads them
+_BEGUN = re.compile(r"(?: ?(?:\[(?:\^?(?:\d[\d,;\s–-]{0,80})?)?|【(?:\d[^】【\[`\n]{0,40})?)?)\Z")  # becomes one
 _OPEN = re.compile(r"(?:\[\^?|\[\^?\d[\d,;\s–-]*|【[^】]*)\Z")
+_INLINE = re.compile(r"`[^`\n]+`")
+_INLINE_BEGUN = re.compile(r"`[^`\n]*\Z|``\Z")
 FENCE = "```"
 
 
@@ -112,16 +112,40 @@ class Marks:
 
     def push(self, text: str) -> str:
         """What is now certain."""
-        text, shown = self.held + text, ""
-        while (at := text.find(FENCE)) >= 0:
-            shown += (text[:at] if self.in_fence else self._without(text[:at])) + FENCE
-            text, self.in_fence = text[at + len(FENCE) :], not self.in_fence
-        begun = re.search("`{1,2}\\Z" if self.in_fence else _BEGUN, text)
-        cut = begun.start() if begun else len(text)
-        self.held, text = text[cut:], text[:cut]
-        shown += text if self.in_fence else self._without(text)
-        self.tail = (self.tail + shown)[-100:]
+        text, self.held, shown = self.held + text, "", ""
+        while text and not self.held:
+            piece, text = self._next(text)
+            shown += piece
+            self.tail = (self.tail + piece)[-100:]
         return shown
+
+    def _next(self, text: str) -> tuple[str, str]:
+        """What is shown of the next stretch, which is code or is none, and the text behind it; the rest may be held.
+        Backticks are read as citations.check reads them: from the left, fences before code within a line."""
+        if self.in_fence:
+            before, fence, after = text.partition(FENCE)
+            if fence:
+                self.in_fence = False
+                return before + fence, after
+            cut = len(text) - min(2, len(text) - len(text.rstrip("`")))
+            self.held = text[cut:]
+            return text[:cut], ""
+        at = text.find("`")
+        if at < 0:
+            cut = begun.start() if (begun := _BEGUN.search(text)) else len(text)
+            self.held = text[cut:]
+            return self._without(text[:cut]), ""
+        if at > 0:  # no mark has a backtick in it, so what stands before one is certain
+            return self._without(text[:at]), text[at:]
+        if text.startswith(FENCE):
+            self.in_fence = True
+            return FENCE, text[len(FENCE) :]
+        if code := _INLINE.match(text):
+            return code[0], text[code.end() :]
+        if _INLINE_BEGUN.match(text):
+            self.held = text
+            return "", ""
+        return "`", text[1:]
 
     def finish(self) -> str:
         """What was held back at the end."""
@@ -129,18 +153,22 @@ class Marks:
         return held if self.in_fence else self._without(held)
 
     def _without(self, text: str) -> str:
-        return _MARKS.sub(self._kept, text)
+        shown, at = "", 0
+        for mark in _MARKS.finditer(text):
+            shown += text[at : mark.start()]
+            shown += self._kept(mark[0], self.tail + shown)
+            at = mark.end()
+        return shown + text[at:]
 
-    def _kept(self, found: re.Match[str]) -> str:
-        if found["mark"] is None:
-            return found[0]
-        numbers = cited_numbers(found[0])
+    def _kept(self, mark: str, before: str) -> str:
+        """What is shown of a mark that stands behind `before`."""
+        numbers = cited_numbers(mark)
         right = [n for n in numbers if 1 <= n <= self.n_excerpts]
         self.dropped += len(numbers) - len(right)
         if len(right) == len(numbers):
-            return found[0]
-        space = " " if found[0].startswith(" ") else ""
+            return mark
+        space = " " if mark.startswith(" ") else ""
+        line_end = "\n" if "\n" in mark else ""  # without it, backticks around would become code
         if right:
-            return f"{space}[{', '.join(map(str, right))}]"
-        before = self.tail + found.string[: found.start()]
-        return "(?)" if _OPEN.search(before[-100:]) else ""  # or what is around it would be one
+            return f"{space}[{', '.join(map(str, right))}]{line_end}"
+        return ("[?]" if _OPEN.search(before[-100:]) else "") + line_end  # or what is around it would be one

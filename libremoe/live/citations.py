@@ -20,7 +20,7 @@ from libremoe.live.words import EXCLUSIVE, fold, language, sentences, stem
 
 __all__ = ["agreement", "check", "cited_numbers"]
 
-_MARK = re.compile(r"\[\^?(\d[\d,;\s–-]{0,80})\]|【(\d[^】]{0,40})】")
+_MARK = re.compile(r"\[\^?(\d[\d,;\s–-]{0,80})\]|【(\d[^】【\[`\n]{0,40})】")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _DRESS = re.compile(r"^[\s>#*-]*(?:\d{1,3}[.)]\s)?|\*\*|__|(?<!\w)[*_]|[*_](?!\w)")
 # A clause that begins so goes on about what was said before.
@@ -49,10 +49,11 @@ def check(answer: str, excerpts: Sequence[Excerpt]) -> list[Sentence]:
     """Every sentence of an answer in order, with its verdict. A sentence with one dangling number is dangling."""
     by_number = {e.number: e for e in excerpts}
     plain = _CODE.sub(lambda m: " " * len(m.group()), answer)  # indices there are no citations
+    marked = _CODE.sub(lambda m: "`" * len(m.group()), answer)  # and no citation goes on behind code
     found = []
     for start, end in sentences(plain):
         text = plain[start:end]
-        numbers = cited_numbers(text)
+        numbers = cited_numbers(marked[start:end])
         strangers = [n for n in numbers if n not in by_number]
         if strangers:
             shown = ", ".join(str(n) for n in strangers[:5])
