@@ -160,7 +160,9 @@ def test_killed_runs_go_on_and_no_answer_is_asked_for_twice(tmp_path: Path) -> N
     known: set[str] = set()
 
     def items() -> list[dict[str, Any]]:
-        return read_answers(folder)[1]
+        """What is on disk; nothing until the header is there whole."""
+        path = folder / "answers.jsonl"
+        return read_answers(folder)[1] if path.exists() and b"\n" in path.read_bytes() else []
 
     with scripted(wrong_every_third, delay_s=0.01) as endpoint:
         command = [sys.executable, "-m", "libremoe.cli", "eval", endpoint.url, "--tasks", "gsm8k", "--data", str(data),
@@ -170,7 +172,8 @@ def test_killed_runs_go_on_and_no_answer_is_asked_for_twice(tmp_path: Path) -> N
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             if kill:
                 wanted = len(known) + draw.randint(2, 9)
-                while not (folder / "answers.jsonl").exists() or len(items()) < wanted:
+                while len(items()) < wanted:
+                    assert process.poll() is None
                     time.sleep(0.002)
                 process.kill()
                 process.wait()
