@@ -22,6 +22,7 @@ from stub_engine import StubEngine
 
 from libremoe.chat.template import ModelTemplate
 from libremoe.chat.tool_box import ToolBox, local_tools
+from libremoe.config import ModelConfig
 from libremoe.engine.engine import Engine
 from libremoe.engine.threaded import ThreadedEngine
 from libremoe.server.chat_state import Chat
@@ -100,9 +101,9 @@ def stub(**options: Any) -> StubEngine:
     return StubEngine(**{"context_len": CONTEXT} | options)
 
 
-def tiny_engine(**options: Any) -> ThreadedEngine:
+def tiny_engine(config: ModelConfig = tiny.GROK, **options: Any) -> ThreadedEngine:
     """A Grok of two layers with a byte tokenizer's vocabulary, which says noise, but always the same."""
-    config = dataclasses.replace(tiny.GROK, vocab_size=VOCAB, context_len=CONTEXT)
+    config = dataclasses.replace(config, vocab_size=VOCAB, context_len=CONTEXT)
     return ThreadedEngine(Engine(tiny.model(config), **options))
 
 

@@ -4,11 +4,13 @@ in the batch; and keys and values of one number never serve another."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import tiny
 import torch
+from serving import Running, post, served, tiny_engine
 from test_engine import backends
 from tiny import assert_empty, finish, generate, prompts
 
@@ -118,3 +120,62 @@ def tiny_checkpoint():
     from test_cli import CKPT
 
     return CKPT
+
+
+# Over HTTP
+
+SAID = "Say something."
+CHAT = {"messages": [{"role": "user", "content": SAID}], "max_tokens": 12, "temperature": 0}
+BODIES = {
+    "/v1/completions": {"prompt": SAID, "max_tokens": 12, "temperature": 0},
+    "/v1/chat/completions": CHAT,
+    "/v1/responses": {"input": SAID, "max_output_tokens": 12, "temperature": 0},
+    "/v1/messages": CHAT,
+}
+
+
+def served_tokens(running: Running, path: str, **more) -> list[int]:
+    """The ids of the answer, which a tiny model's text does not tell apart."""
+    sequences, stream = [], running.service.engine.stream
+
+    async def listened(*args, **kwargs):
+        found = await stream(*args, **kwargs)
+        sequences.append(found.sequence)
+        return found
+
+    running.service.engine.stream = listened
+    try:
+        found = post(running, path, BODIES[path] | more)
+    finally:
+        running.service.engine.stream = stream
+    assert found.status_code == 200, found.text
+    return sequences[0].output_ids
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with served(tiny_engine(tiny.MIXTRAL)) as running:  # GROK's tied table, so small, repeats what it reads
+        yield running
+
+
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_requests_over_http_choose_their_experts(running, k):
+    """The answer is that of a server whose model has k for its own number."""
+    with served(tiny_engine(dataclasses.replace(tiny.MIXTRAL, n_experts_per_tok=k))) as own:
+        for path in BODIES:
+            expected = served_tokens(own, path)
+            assert served_tokens(running, path, experts=k) == expected
+            assert served_tokens(running, path) != expected
+
+
+def test_what_is_no_number_of_experts_is_a_400_that_says_so(running):
+    for path, body in BODIES.items():
+        for wrong in (0, -1, 5, "2", 1.5, True, 2**60):
+            found = post(running, path, {**body, "experts": wrong})
+            assert found.status_code == 400 and "experts" in found.json()["error"]["message"], (path, wrong)
+        found = post(running, path, {**body, "experts": 5})
+        assert "has 4 experts, 2 of which" in found.json()["error"]["message"]
+    with served(tiny_engine(tiny.LLAMA)) as dense:
+        for path, body in BODIES.items():
+            found = post(dense, path, {**body, "experts": 1})
+            assert found.status_code == 400 and "no experts" in found.json()["error"]["message"]

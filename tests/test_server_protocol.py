@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from serving import CLIENT, GENEROUS_S, Running, served, stub
+from serving import CLIENT, GENEROUS_S, Running, served, stub, wait_until
 
 from libremoe.server import protocol
 
@@ -118,3 +118,23 @@ def test_head_and_expect(running: Running) -> None:
     websocket = b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
     assert b" 101 " not in heard(running, b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + websocket)
     assert lives(running)
+
+
+def test_too_many_connections_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    with served(stub(tokens_per_s=2000)) as running, contextlib.ExitStack() as kept:
+        for _ in range(2):
+            connection = kept.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            connection.settimeout(GENEROUS_S)
+            connection.sendall(HEALTH)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        for sent in (HEALTH, HEAD + b"content-length: %d\r\n\r\n" % len(ASK) + ASK):
+            head, _, body = heard(running, sent).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in head.lower() and b"connection: close" in head.lower()
+            assert json.loads(body)["error"]["code"] == "too_many_connections"
+        connection.sendall(HEALTH)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")  # whoever was there before is served
+        connection.close()
+        wait_until(lambda: len(running.server.server_state.connections) == 1)
+        assert lives(running)

@@ -1,7 +1,7 @@
 """The application: its routes, and the guards before them. Routes translate in, let the engine work, and translate out.
 
-Guards, outermost first: security headers and metrics; the Host and Origin of the request; the key; whether the queue
-has room. /health alone answers without a key, and the form that asks for one.
+Guards, outermost first: security headers and metrics; the Host and Origin of the request; whether too many are
+connected; the key; whether the queue has room. /health alone answers without a key, and the form that asks for one.
 CORS is off unless the server was started with an origin that may call.
 """
 
@@ -31,11 +31,13 @@ from libremoe.server.openai_chat import chat
 from libremoe.server.openai_completions import completions
 from libremoe.server.openapi import openapi_json, page
 from libremoe.server.plain import detokenize, embeddings, health, metrics, model, models, tokenize
+from libremoe.server.protocol import CROWDED
 from libremoe.server.responses import responses
 from libremoe.server.service import Service
 from libremoe.server.sse import Gone
 
 log = logging.getLogger(__name__)
+CROWDED_RETRY_S = 1.0
 CLOSED_CONNECTION = 499  # nobody reads this answer; for the metrics
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -134,6 +136,7 @@ class _Guards:
             if allowed_origin and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await _preflight()(scope, receive, reply)
                 return
+            _check_crowd(scope)
             self._check_key(scope, headers)
             self._check_room(scope)
         except ApiError as error:
@@ -189,6 +192,12 @@ class _Guards:
             self.service.engine.check_room()
         except LibremoeError as error:
             raise refusal(error) from error
+
+
+def _check_crowd(scope: Scope) -> None:
+    if scope.get("state", {}).get(CROWDED):
+        raise ApiError(503, "too many connections are open; come again later", code="too_many_connections",
+                       retry_after_s=CROWDED_RETRY_S, headers={"connection": "close"})
 
 
 def _hostname(host: str) -> str:

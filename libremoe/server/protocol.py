@@ -15,8 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from libremoe.errors import LibremoeError
 
 MAX_HEADER_BYTES = 32 << 10  # of one request's first line and headers; of trailers and the like after it
+MAX_CONNECTIONS = 8192  # the next ones are told to come again later
 MAX_PIPELINED = 16  # requests that wait for the answer to the one before them
 JOINED_BYTES = 16 << 10
+CROWDED = "crowded"  # in a request's state: too many connections were open when its own came
 IDLE_CHECK_S = 15.0  # a connection that brings no request between two checks is closed
 
 
@@ -30,6 +32,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.app_state = {**self.app_state, CROWDED: True}  # of the requests of this connection
         self._check = self.loop.call_later(IDLE_CHECK_S, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -28,14 +28,13 @@ from libremoe.server.app import make_app
 from libremoe.server.keys import keys_path
 from libremoe.server.limits import Access
 from libremoe.server.metrics import Metrics
-from libremoe.server.protocol import Protocol
+from libremoe.server.protocol import MAX_CONNECTIONS, Protocol
 from libremoe.server.service import Service, Settings
 
 if TYPE_CHECKING:
     from libremoe.language_model import LanguageModel
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-MAX_CONNECTIONS = 8192
 BACKLOG = 1024
 ACCEPTED_AT_ONCE = 16  # more would hold up everybody else for their time
 GC_THRESHOLDS = (700, 10, 200)  # the last of Python's is 10; with a thousand streams a full collection takes 90 ms
@@ -191,7 +190,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
                 backlog=ACCEPTED_AT_ONCE,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=10,
