@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
+# The published files, where a folder shared/ beside the repository or $LIBREMOE_SHARED has them
+PUBLISHED = next((p / "data" / "eval" for p in (Path(__file__).parents[2] / "shared",
+                                                Path(os.environ.get("LIBREMOE_SHARED", "/nowhere")))
+                  if (p / "data" / "eval").is_dir()), None)
 SUBJECTS = ("adding_up", "taking_away", "both_ways")
 
 
@@ -36,4 +43,19 @@ def gsm8k(folder: Path, n: int = 30, seed: int = 0) -> Path:
         rows.append({"question": f"Item {i}: Ana has {a} nuts and finds {b}. How many has she?",
                      "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b:,}"})
     (folder / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def published_mmlu(folder: Path, subjects: Sequence[str]) -> Path:
+    """The published questions of these subjects, as mmlu() lays them out."""
+    assert PUBLISHED is not None
+    with tarfile.open(PUBLISHED / "mmlu" / "mmlu.tar.gz") as archive:
+        for member in archive:
+            path = Path(member.name)
+            if path.name.rpartition("_")[0] in subjects and path.parent.name in ("dev", "test"):
+                kept = folder / "mmlu" / "data" / path.parent.name / path.name
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                read = archive.extractfile(member)
+                assert read is not None
+                kept.write_bytes(read.read())
     return folder

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -86,6 +89,21 @@ def served(engine: Any, **options: Any) -> Iterator[Running]:
             server.should_exit = server.force_exit = True
             thread.join(10)
             engine.close()
+
+
+@contextmanager
+def serving_command(folder: Path, *arguments: str) -> Iterator[str]:
+    """`libremoe serve` as a process of its own; gives its address. folder: for its keys, of which there are none."""
+    command = [sys.executable, "-m", "libremoe.cli", "serve", "--port", "0", "--ephemeral", *arguments]
+    environment = {**os.environ, "LIBREMOE_KEYS": str(folder / "keys.json")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            banner = [process.stdout.readline() for _ in range(5)]
+            yield banner[1].split("base URL ")[1].split("/v1")[0]
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 def chatting(where: Path | str = ":memory:", **fields: Any) -> Chat:

@@ -3,10 +3,10 @@
 import ast
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
+from eval_data import PUBLISHED
 
 from libremoe.evals import humaneval, mbpp
 from libremoe.evals.code import completed, written
@@ -27,8 +27,6 @@ ITEMS = [
 ROWS = [{"task_id": i, "text": f"Write a function to add {i} to x.", "code": f"def add_{i}(x):\r\n  return x + {i}",
          "test_setup_code": "", "test_list": [f"assert add_{i}(1) == {1 + i}", f"assert add_{i}(-{i}) == 0"]}
         for i in (2, 3, 4, 11, 12, 600)]
-SHARED = next((p for p in (Path(__file__).parents[2] / "shared", Path(os.environ.get("LIBREMOE_SHARED", "/nowhere")))
-               if (p / "data" / "eval").is_dir()), None)
 
 
 @pytest.fixture
@@ -106,12 +104,12 @@ def test_without_bubblewrap_the_task_is_refused(data: Data, monkeypatch) -> None
             open_task(name, data)
 
 
-needs_data = pytest.mark.skipif(SHARED is None, reason="the published files are not beside the repository")
+needs_data = pytest.mark.skipif(PUBLISHED is None, reason="the published files are not beside the repository")
 
 
 def _rows(*parts: str) -> list[dict[str, object]]:
-    assert SHARED is not None
-    with gzip.open(SHARED.joinpath("data", "eval", *parts)) as file:
+    assert PUBLISHED is not None
+    with gzip.open(PUBLISHED.joinpath(*parts)) as file:
         return [json.loads(line) for line in file]
 
 
@@ -119,8 +117,8 @@ def _rows(*parts: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("which", [pytest.param(slice(0, 164, 8), id="every eighth"),
                                    pytest.param(slice(0, 164), id="all", marks=pytest.mark.soak)])
 def test_humaneval_canonical_solutions_pass_and_fail_negated(which: slice) -> None:
-    assert SHARED is not None
-    task = humaneval.HumanEval(Data(SHARED / "data" / "eval"))
+    assert PUBLISHED is not None
+    task = humaneval.HumanEval(Data(PUBLISHED))
     for example, row in list(zip(task.examples(), _rows("humaneval", "HumanEval.jsonl.gz"), strict=True))[which]:
         solution = answer(str(row["canonical_solution"]))
         assert task.score(example, solution).value == 1, example.id
@@ -132,8 +130,8 @@ def test_humaneval_canonical_solutions_pass_and_fail_negated(which: slice) -> No
 @pytest.mark.soak
 @pytest.mark.parametrize("made", [humaneval.HumanEvalPlus, mbpp.MBPP, mbpp.MBPPPlus])
 def test_reference_programs_of_the_other_sets_pass(made: type) -> None:
-    assert SHARED is not None
-    task = made(Data(SHARED / "data" / "eval"))
+    assert PUBLISHED is not None
+    task = made(Data(PUBLISHED))
     rows = {str(row["task_id"]): row for row in _rows(made.files[0], f"{made.files[1]}.gz")}
     failed = []
     for example in task.examples():

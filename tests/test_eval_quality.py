@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import io
 import json
 import math
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -161,6 +164,42 @@ def test_fetch_keeps_what_is_pinned_and_nothing_else(home: Path, tmp_path: Path,
     (data / "one/one.jsonl").write_bytes(b"changed")
     assert cli.main(["eval", "fetch", "one", "--data", str(data)]) == 2
     assert "remove what lies there" in capsys.readouterr().err
+
+
+def test_fetch_goes_on_where_it_was_interrupted(home: Path, tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "data"
+    command = ["eval", "fetch", "many", "--data", str(data), "--json"]
+    (home / "a/y.csv").rename(home / "a/z.csv")
+    assert cli.main(command) == 2 and "cannot be fetched" in capsys.readouterr().err
+    assert not (data / "many/a/x.csv").exists()  # it is not known to be right
+    (home / "a/x.csv").unlink()  # and not needed again
+    (home / "a/z.csv").rename(home / "a/y.csv")
+    assert cli.main(command) == 0 and json.loads(capsys.readouterr().out)["fetched"] == ["a/x.csv", "a/y.csv"]
+    assert sorted(path.name for path in (data / "many/a").iterdir()) == ["x.csv", "y.csv"]
+
+
+def test_fetch_begins_again_after_a_wrong_file(home: Path, tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "data"
+    (home / "a/x.csv").write_bytes(b"changed")
+    assert cli.main(["eval", "fetch", "many", "--data", str(data)]) == 2 and "not kept" in capsys.readouterr().err
+    assert list((data / "many/a").iterdir()) == []
+    (home / "a/x.csv").write_bytes(b"x")
+    assert cli.main(["eval", "fetch", "many", "--data", str(data)]) == 0
+
+
+def test_fetch_says_that_a_file_came_cut_or_cannot_be_written(home: Path, tmp_path: Path, capsys: Any,
+                                                              monkeypatch: Any) -> None:
+    command = ["eval", "fetch", "one", "--data", str(tmp_path / "data")]
+    with monkeypatch.context() as cut:
+        copy = SimpleHTTPRequestHandler.copyfile
+        cut.setattr(SimpleHTTPRequestHandler, "copyfile", lambda self, source, out: copy(self, source.read(2) and
+                                                                                        io.BytesIO(b"fi"), out))
+        assert cli.main(command) == 2 and "ended early" in capsys.readouterr().err
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        assert cli.main(command) == 2 and "cannot be written: No space left" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
+    assert cli.main(command) == 0
 
 
 def test_fetch_without_a_network_and_without_a_home(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

@@ -127,6 +127,20 @@ def test_bbh(tmp_path: Path) -> None:
         assert task.score(example, written("So the answer is no.")).value == 0
 
 
+@pytest.mark.skipif(eval_data.PUBLISHED is None, reason="the published files are not beside the repository")
+def test_the_published_answers_of_gsm8k_score_in_full() -> None:
+    task = open_task("gsm8k", Data(eval_data.PUBLISHED))
+    examples = task.examples()
+    assert len(examples) == 1319
+    for example in examples:
+        reasons, _, number = example.fields["answer"].partition("####")
+        said = number.strip()
+        assert task.score(example, written(example.fields["answer"])).value == 1
+        assert task.score(example, written(f" {reasons}The answer is {said}.")).value == 1
+        wrong = int(said.replace(",", "")) + 1
+        assert task.score(example, written(f" {reasons}The answer is {wrong}.")).value == 0
+
+
 MATH_ROWS = [
     {"problem": "Halve one.", "level": "Level 1", "type": "Prealgebra",
      "solution": "It is $\\frac{1}{2}$: $\\boxed{\\frac{1}{2}}$."},

@@ -325,7 +325,8 @@ with open(folder + "/samples.json", "w") as file:
 """
 
 
-def test_lm_eval_local_completions(running: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens_from", ["server", "folder"])
+def test_lm_eval_local_completions(running: Running, tmp_path: Path, tokens_from: str) -> None:
     """Two tasks in a file: choosing among continuations (echo and logprobs), and generating."""
     pytest.importorskip("lm_eval")
     rows = [
@@ -343,16 +344,16 @@ def test_lm_eval_local_completions(running: Running, tmp_path: Path) -> None:
     (tmp_path / "write.yaml").write_text(
         f"task: write\n{common}output_type: generate_until\ndoc_to_target: '{{{{a[0]}}}}'\n"
         "generation_kwargs:\n  until: ['.']\n  max_gen_toks: 8\nmetric_list:\n  - metric: exact_match\n")
-    tokens = tmp_path / "tokenizer"
-    tokens.mkdir()
-    from libremoe.tiny import byte_tokenizer
+    arguments = f"model={MODEL},base_url={running.url}/v1/completions,num_concurrent=1,max_length=512"
+    if tokens_from == "folder":
+        from libremoe.tiny import byte_tokenizer
 
-    (tokens / "tokenizer.json").write_text(byte_tokenizer(VOCAB))
-    (tokens / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast",
-                                                              "eos_token": "[EOS]", "bos_token": "[BOS]"}))
-    arguments = (
-        f"model={MODEL},base_url={running.url}/v1/completions,tokenizer={tokens},num_concurrent=1,max_length=512"
-    )
+        folder = tmp_path / "tokenizer"
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(byte_tokenizer(VOCAB))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast",
+                                                                  "eos_token": "[EOS]", "bos_token": "[BOS]"}))
+        arguments += f",tokenizer={folder},tokenizer_backend=huggingface"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OPENAI_API_KEY": "none"}
     done = subprocess.run([sys.executable, "-c", EVALUATE, arguments, str(tmp_path)], env=environment,
                           capture_output=True, text=True, timeout=300)

@@ -3,13 +3,13 @@ reference's tokens."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from serving import serving_command
 
 from libremoe.tokenizer import open_tokenizer
 
@@ -20,24 +20,17 @@ def test_openai_client_over_the_converted_golden_checkpoint(tmp_path: Path) -> N
     openai = pytest.importorskip("openai")
     from libremoe.tiny import byte_tokenizer
 
-    environment = {**os.environ, "LIBREMOE_KEYS": str(tmp_path / "keys.json")}
-    command = [sys.executable, "-m", "libremoe.cli"]
     converted = tmp_path / "grok"
-    convert = [*command, "convert", str(GOLDEN), str(converted), "--format", "int8"]
+    convert = [sys.executable, "-m", "libremoe.cli", "convert", str(GOLDEN), str(converted), "--format", "int8"]
     subprocess.run(convert, check=True, capture_output=True)
     (tmp_path / "tokenizer.json").write_text(byte_tokenizer(512))
-    serve = [*command, "serve", str(converted), "--port", "0", "--tokenizer", str(tmp_path / "tokenizer.json")]
-    process = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        banner = [process.stdout.readline() for _ in range(5)]
-        url = banner[1].split("base URL ")[1].split()[0]
-        with np.load(GOLDEN / "golden.npz") as data, openai.OpenAI(base_url=url, api_key="none") as client:
-            for name in ("p1", "p7", "p33"):
-                prompt, wanted = data[f"f32/{name}/tokens"].tolist(), data[f"f32/{name}/dec_tokens"].tolist()
-                found = client.completions.create(model="grok", prompt=prompt, max_tokens=len(wanted), temperature=0,
-                                                  logprobs=0)
-                assert found.choices[0].text == open_tokenizer(tmp_path / "tokenizer.json").decode(wanted), name
-                assert len(found.choices[0].logprobs.tokens) == len(wanted)
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
+    with (
+        serving_command(tmp_path, str(converted), "--tokenizer", str(tmp_path / "tokenizer.json")) as url,
+        np.load(GOLDEN / "golden.npz") as data, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        for name in ("p1", "p7", "p33"):
+            prompt, wanted = data[f"f32/{name}/tokens"].tolist(), data[f"f32/{name}/dec_tokens"].tolist()
+            found = client.completions.create(model="grok", prompt=prompt, max_tokens=len(wanted), temperature=0,
+                                              logprobs=0)
+            assert found.choices[0].text == open_tokenizer(tmp_path / "tokenizer.json").decode(wanted), name
+            assert len(found.choices[0].logprobs.tokens) == len(wanted)

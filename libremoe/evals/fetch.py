@@ -107,32 +107,47 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fetch(source: Source, folder: Path, bar: Progress | None = None) -> list[str]:
-    """Bring folder to hold the source's files, and return those that had to be fetched. Nothing is kept where the
-    digest differs. Raises LibremoeError."""
-    contents, fetched = {}, []
+    """Bring folder to hold the source's files, and return those that had to be fetched. What came before an
+    interruption is not fetched again; nothing is kept where the digest differs. Raises LibremoeError."""
+    contents: dict[str, bytes] = {}
+    unchecked: dict[str, Path] = {}  # whole files that came, until the digest of all says that they are the right ones
     for there, here in sorted(source.files.items(), key=lambda pair: pair[1]):
         path = folder / here
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            contents[here] = path.read_bytes()
-        else:
-            contents[here] = _download(source, there, folder)
-            fetched.append(here)
+        if not path.is_file():
+            path = unchecked[here] = path.with_name(f".{path.name}.new")
+            if not path.is_file():
+                _write(path, _download(source, there, folder))
+        contents[here] = _read(path)
         if bar is not None:
             bar.advance(1)
     digest = _digest(contents)
     if digest != source.sha256:
+        for path in unchecked.values():
+            path.unlink()
         raise LibremoeError(f"{folder}: the sha256 of {_named(source)} is {digest}, pinned is {source.sha256}: not kept"
-                            f"{'' if fetched else '; remove what lies there and fetch it again'}")
-    for here in fetched:
-        path = folder / here
+                            f"{'' if unchecked else '; remove what lies there and fetch it again'}")
+    for here, path in unchecked.items():
+        path.replace(folder / here)
+    return list(unchecked)
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        with new.open("wb") as file:
-            file.write(contents[here])
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
-    return fetched
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LibremoeError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)  # one that is larger has another digest
 
 
 def _digest(contents: dict[str, bytes]) -> str:
@@ -152,6 +167,8 @@ def _download(source: Source, there: str, folder: Path) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             content: bytes = answer.read(MAX_BYTES + 1)
+            if len(content) < int(answer.headers["content-length"] or 0):
+                raise HTTPException("the connection ended early")
     except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise LibremoeError(f"{url}: cannot be fetched ({reason}); without a network, put the file into {folder} by "

@@ -38,7 +38,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
 td.n, th.n { text-align: right; white-space: nowrap; } tr.known { color: var(--soft); }
-.row { display: grid; grid-template-columns: 13rem 1fr 11rem; gap: .75rem; align-items: center; }
+.row { display: grid; grid-template-columns: 13rem 1fr 14rem; gap: .75rem; align-items: center; }
 .row > :last-child { font-variant-numeric: tabular-nums; color: var(--soft); font-size: .875rem; }
 .row > :first-child { line-height: 1.25; font-size: .9375rem; }
 svg { display: block; width: 100%; height: 1.6rem; overflow: visible; } svg.axis { height: 1.3rem; }
@@ -110,7 +110,7 @@ def _scores(runs: Sequence[TaskRun], names: Sequence[str]) -> str:
             result, interval = one.result, one.result["interval"]
             span = f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}"
             mark = _mark(result["score"], interval["low"], interval["high"], _colour(one.run, names))
-            lines += _row(one.run, mark, f"{percent(result['score'])}, {span}")
+            lines += _row(one.run, mark, f"{percent(result['score'])}, {span}, n {result['n']}")
             rows += (f"<tr><td>{title}</td><td>{t(one.run)}</td><td class=\"n\">{percent(result['score'])}</td>"
                      f"<td class=\"n\">{span}</td><td class=\"n\">{result['n']} of {result['of']}</td>"
                      f"<td>{t(interval['method'])}; {t(', '.join(result['how']))}</td></tr>")
@@ -118,7 +118,7 @@ def _scores(runs: Sequence[TaskRun], names: Sequence[str]) -> str:
             low, high = known.score - known.margin, known.score + known.margin
             span = f"{100 * low:.1f} to {100 * high:.1f}"
             lines += _row(f"{known.model}, published", _mark(known.score, low, high, "sp"),
-                          f"{percent(known.score)}, {span}")
+                          f"{percent(known.score)}, {span}, n {known.n_items}")
             rows += (f'<tr class="known"><td>{title}</td><td>{t(known.model)}, published</td><td class="n">'
                      f'{percent(known.score)}</td><td class="n">{span}</td><td class="n">{known.n_items}</td>'
                      f"<td>{t(known.setting)}; {t(known.source)}</td></tr>")
@@ -180,7 +180,7 @@ def _costs(runs: Sequence[TaskRun], names: Sequence[str]) -> str:
         low, middle, high = middles[id(one)]
         mark = _mark(middle / most, low / most, high / most, _colour(one.run, names))
         label = f"{one.run}, {one.result['title'].split(' (')[0]}"
-        lines += _row(label, mark, f"{_seconds(middle)}, {_seconds(low)} to {_seconds(high)}")
+        lines += _row(label, mark, f"{_seconds(middle)}, {_span(low, high)}")
         tokens = sum(item["tokens"] for item in one.items) / max(1, len(one.items))
         dollars = one.result["dollars_per_item"]
         rows += (f"<tr><td>{t(one.result['title'])}</td><td>{t(one.run)}</td><td class=\"n\">{_seconds(middle)}</td>"
@@ -294,6 +294,12 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     ordered = sorted(values)
     low, middle, high = (ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.05, 0.5, 0.95))
     return low, middle, high
+
+
+def _span(low: float, high: float) -> str:
+    """Two times, the unit once where it is the same."""
+    (number, unit), (_, unit_high) = _seconds(low).split(), _seconds(high).split()
+    return f"{number} to {_seconds(high)}" if unit == unit_high else f"{_seconds(low)} to {_seconds(high)}"
 
 
 def _seconds(value: float) -> str:

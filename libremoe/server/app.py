@@ -30,7 +30,7 @@ from libremoe.server.generate import refusal
 from libremoe.server.openai_chat import chat
 from libremoe.server.openai_completions import completions
 from libremoe.server.openapi import openapi_json, page
-from libremoe.server.plain import detokenize, embeddings, health, metrics, model, models, tokenize
+from libremoe.server.plain import detokenize, embeddings, health, metrics, model, models, tokenize, tokenizer_info
 from libremoe.server.protocol import CROWDED
 from libremoe.server.responses import responses
 from libremoe.server.service import Service
@@ -52,7 +52,8 @@ CHAT_PREFIX = "/api/"  # all of it is a person's own: the scope "chat"
 SCOPES = {
     "/v1/chat/completions": "generate", "/v1/completions": "generate", "/v1/responses": "generate",
     "/v1/messages": "generate", "/v1/messages/count_tokens": "tokenize", "/tokenize": "tokenize",
-    "/detokenize": "tokenize", "/v1/embeddings": "embed", "/metrics": "metrics", "/api/code": "generate",
+    "/detokenize": "tokenize", "/tokenizer_info": "tokenize", "/v1/embeddings": "embed", "/metrics": "metrics",
+    "/api/code": "generate",
 }
 ROUTES = [
     Route("/health", health, methods=["GET"]),
@@ -69,6 +70,7 @@ ROUTES = [
     Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
     *chat_api.ROUTES,
     *chat_more.ROUTES,
     *code.ROUTES,

@@ -32,6 +32,7 @@ GETS = {
     "/metrics": ("Counters for Prometheus", "text/plain"),
     "/v1/models": ("The model that is served", "application/json"),
     "/v1/models/{name}": ("The model, by its name", "application/json"),
+    "/tokenizer_info": ("The ids of special tokens", "application/json"),
     "/openapi.json": ("This document", "application/json"),
     "/": ("The page; without it, this document", "text/html"),
     "/docs": ("This document as a page", "text/html"),

@@ -71,6 +71,14 @@ async def detokenize(request: Request) -> Response:
     return JSONResponse({"text": text, "prompt": text, "content": text})
 
 
+async def tokenizer_info(request: Request) -> Response:
+    """What lm-eval asks before it leaves tokenising to a server. Special tokens have ids and no text: whatever is sent
+    to /tokenize stays text, so their spelling would come back as other tokens."""
+    service: Service = request.app.state.service
+    return JSONResponse({"tokenizer_class": "libremoe", "vocab_size": service.vocab_size, "bos_token": None,
+                         "eos_token": None, "bos_token_id": service.tokenizer.bos_id, "eos_token_id": service.eos_id})
+
+
 async def embeddings(request: Request) -> Response:
     """The mean over the tokens of the model's last hidden state. Grok-1 was not trained to make embeddings."""
     service: Service = request.app.state.service
