@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from libremoe import cli
 from libremoe.errors import LibremoeError
 from libremoe.evals import report, report_page
 
@@ -83,7 +84,8 @@ class Elements(HTMLParser):
 
 
 def test_the_table_has_runs_and_published_figures(tmp_path: Path, capsys) -> None:
-    args = argparse.Namespace(runs=[make_run(tmp_path / "one"), make_run(tmp_path / "two", 1)], html=None, json=False)
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", 1)]
+    args = argparse.Namespace(runs=runs, html=None, json=False, markdown=False)
     assert report.command(args) == 0
     said = capsys.readouterr().out
     for part in ("MMLU (5-shot)", "HumanEval", "one", "two", "Grok-1, published", "73.0 %", "63.2 %", "40 of 100"):
@@ -91,13 +93,28 @@ def test_the_table_has_runs_and_published_figures(tmp_path: Path, capsys) -> Non
 
 
 def test_the_json_is_the_results(tmp_path: Path, capsys) -> None:
-    report.command(argparse.Namespace(runs=[make_run(tmp_path / "one")], html=None, json=True))
+    report.command(argparse.Namespace(runs=[make_run(tmp_path / "one")], html=None, json=True, markdown=False))
     rows = json.loads(capsys.readouterr().out)
     assert [row["task"] for row in rows] == ["humaneval", "mmlu"]
     for row in rows:
         assert row["n"] == 40 and row["interval"]["low"] < row["score"] < row["interval"]["high"]
         assert sum(row["outcomes"].values()) == 40
     assert set(rows[1]["groups"]) == set(SUBJECTS)
+
+
+
+def test_the_table_in_markdown(tmp_path: Path, capsys) -> None:
+    runs = [str(make_run(tmp_path / "one")), str(make_run(tmp_path / "t|wo\u202e", 1, n=10))]
+    assert cli.main(["eval", "report", *runs, "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| benchmark | one | t\\|wo<U+202E> | Grok-1, published | GPT-3.5, published |")
+    assert len(lines) == 4 and {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {7}
+    (mmlu,) = (line for line in lines if line.startswith("| MMLU (5-shot) |"))
+    results = {one.run: one.result for one in report.read_runs([Path(run) for run in runs]) if one.task == "mmlu"}
+    one, two = results.values()
+    assert f"| {100 * one['score']:.1f} % (" in mmlu and ", 40 of 100 |" in mmlu and ", 10 of 100 |" in mmlu
+    assert f" to {100 * two['interval']['high']:.1f}), 10 of 100" in mmlu
+    assert "| 73.0 % (72.3 to 73.7) | 70.0 % (69.2 to 70.8) | 68.9 % (68.1 to 69.7) |" in mmlu
 
 
 def test_the_interval_of_a_saved_result_is_taken(tmp_path: Path) -> None:
@@ -153,11 +170,11 @@ def test_the_page_allows_nothing_but_its_own_style(tmp_path: Path) -> None:
 
 def test_the_page_is_written_whole(tmp_path: Path, capsys) -> None:
     run, out = make_run(tmp_path / "one"), tmp_path / "report.html"
-    assert report.command(argparse.Namespace(runs=[run], html=out, json=False)) == 0
+    assert report.command(argparse.Namespace(runs=[run], html=out, json=False, markdown=False)) == 0
     assert out.read_text().endswith("</html>\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "report.html"]
     with pytest.raises(LibremoeError, match="--html .*cannot be written"):
-        report.command(argparse.Namespace(runs=[run], html=tmp_path / "no" / "x.html", json=False))
+        report.command(argparse.Namespace(runs=[run], html=tmp_path / "no" / "x.html", json=False, markdown=False))
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", "{}", '{"kind": "item"}', '{"kind": "run"}',

@@ -37,7 +37,7 @@ class TaskRun:
 
 
 def command(args: argparse.Namespace) -> int:
-    """args: runs (paths), html (a path or None), json."""
+    """args: runs (paths), html (a path or None), json, markdown."""
     runs = read_runs(args.runs)
     if args.html is not None:
         from libremoe.evals.report_page import page
@@ -45,6 +45,9 @@ def command(args: argparse.Namespace) -> int:
         write_whole(args.html, page(runs))
     if args.json:
         print(json.dumps([{"run": one.run, **one.result} for one in runs]))
+        return 0
+    if args.markdown:
+        print(markdown(runs))
         return 0
     _print_table(runs)
     if args.html is not None:
@@ -168,6 +171,30 @@ def _print_table(runs: Sequence[TaskRun]) -> None:
         table.add_section()
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
+
+
+def markdown(runs: Sequence[TaskRun]) -> str:
+    """A line for each benchmark, a column for each run and for each model with published scores; scores in per cent
+    with their interval, and how many items of how many were asked."""
+    names = list(dict.fromkeys(one.run for one in runs))
+    models = list(dict.fromkeys(known.model for task in tasks_of(runs) for known in published(task)))
+    lines = [["benchmark", *names, *(f"{model}, published" for model in models)]]
+    lines.append(["---"] * len(lines[0]))
+    for task in tasks_of(runs):
+        ours = {one.run: one.result for one in runs if one.task == task}
+        known = {one.model: one for one in published(task)}
+        cells = [next(iter(ours.values()))["title"]]
+        for name in names:
+            cells.append(f"{_scored(ours[name])}, {ours[name]['n']} of {ours[name]['of']}" if name in ours else "")
+        for model in models:
+            cells.append(f"{percent(known[model].score)} ({_margins(known[model])})" if model in known else "")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(visible(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _scored(result: dict[str, Any]) -> str:
+    interval = result["interval"]
+    return f"{percent(result['score'])} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
 
 
 def _margins(known: Published) -> str:
