@@ -158,9 +158,6 @@ class Running:
                 selector.register(getattr(self.process, name), selectors.EVENT_READ, name)
             try:
                 while selector.get_map():
-                    if time.monotonic() >= deadline:
-                        how = "timeout"
-                        break
                     for key, _ in selector.select(min(_POLL_S, max(0.0, deadline - time.monotonic()))):
                         if key.data == "ready":
                             folder = self._take_folder()
@@ -171,6 +168,9 @@ class Running:
                             deadline = begun + self.limits.wall_s
                         elif not self._take_output(key.data, key.fd):
                             selector.unregister(key.fileobj)
+                    if selector.get_map() and time.monotonic() >= deadline:  # after all that came in time
+                        how = "timeout"
+                        break
                     if any(len(o) > self.limits.output_bytes for o in self._output.values()):
                         how = "output"
                         break
