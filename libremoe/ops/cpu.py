@@ -4,7 +4,7 @@ Activations are int8 per 64 inputs where weights have 4 bits or fewer, and three
 where weights are int8 (kernels/types.h says how exactly); all else is float32.
 A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set. Whatever the
 kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32,
-and attention with tokens that must not be seen.
+and attention in a sequence with tokens that must not be seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from libremoe import _kernels
-from libremoe.batch import Batch, LayerCache
+from libremoe.batch import BLOCK_SIZE, Batch, LayerCache
 from libremoe.experts import Expert, Weight
 from libremoe.ops import reference
 from libremoe.quant import QuantTensor
@@ -93,12 +93,13 @@ def attention(
     """See reference.attention."""
     cached = cache is not None and batch.block_tables is not None
     if (
-        seen_N is not None
-        or not _is_plain(q_NHK, k_NGK, v_NGK)
+        not _is_plain(q_NHK, k_NGK, v_NGK)
         or (cache is not None and not cached)
         or (cache is not None and not _is_plain(cache.k, cache.v))
     ):
         return reference.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
+    if seen_N is not None:
+        return _attention_with_unseen(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
     n, n_heads, head_dim = q_NHK.shape
     out = torch.empty(n, n_heads * head_dim)
     _kernels.attention(
@@ -117,6 +118,47 @@ def attention(
         out,
     )
     return out.to(q_NHK.dtype)
+
+
+def _attention_with_unseen(
+    q_NHK: torch.Tensor,
+    k_NGK: torch.Tensor,
+    v_NGK: torch.Tensor,
+    batch: Batch,
+    cache: LayerCache | None,
+    seen_N: torch.Tensor,
+    *how: float | None,
+) -> torch.Tensor:
+    """Where some tokens must not be seen. Rows before the first of them in their sequence get the kernel's bits, as in
+    other company; each later row is computed by itself, so that its bits do not depend on how the sequence was cut."""
+    if cache is None or batch.block_tables is None:
+        return reference.attention(q_NHK, k_NGK, v_NGK, batch, None, seen_N, *how)  # type: ignore[arg-type]
+    cache.seen.view(-1)[batch.slots()] = seen_N
+    out = torch.empty(len(q_NHK), q_NHK.shape[1] * q_NHK.shape[2], dtype=q_NHK.dtype)
+    tables: list[list[int]] = []
+    before = Batch([0], batch.positions, [], tables)
+    rows: list[int] = []
+    after = []
+    for b, (table, context_len) in enumerate(zip(batch.block_tables, batch.context_lens, strict=True)):
+        seen = cache.seen[torch.tensor(table[: -(-context_len // BLOCK_SIZE)])].flatten()[:context_len]
+        first_unseen = context_len if bool(seen.all()) else int(seen.int().argmin())
+        start, stop = batch.starts[b], batch.starts[b + 1]
+        turn = min(stop, max(start, start + first_unseen - int(batch.positions[start])))
+        after += [(n, table) for n in range(turn, stop)]
+        if turn > start:
+            rows += range(start, turn)
+            before.starts.append(len(rows))
+            before.context_lens.append(int(batch.positions[turn - 1]) + 1)
+            tables.append(table)
+    if rows:
+        before.positions = batch.positions[rows]
+        out[rows] = attention(q_NHK[rows], k_NGK[rows], v_NGK[rows], before, cache, None, *how)  # type: ignore[arg-type]
+    for n, table in after:
+        row = slice(n, n + 1)
+        alone = Batch([0, 1], batch.positions[row], [int(batch.positions[n]) + 1], [table])
+        out[row] = reference.attention(q_NHK[row], k_NGK[row], v_NGK[row], alone, cache, seen_N[row],
+                                       *how)  # type: ignore[arg-type]
+    return out
 
 
 def route(logits_NE: torch.Tensor, n_active: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
