@@ -1,113 +1,173 @@
-// AMX: 16 tokens x 16 outputs x 64 inputs an instruction. A tile of the layout is an AMX B tile as it lies. A seam of three
-// operations (load, multiply-add, store) has two bodies: the instructions, and plain code that does the same, with which this
-// file's control flow is tested on processors without AMX. Included by isa.h.
+// AMX: 16 tokens x 16 outputs x 64 inputs an instruction. A tile of the layout is an AMX B tile as it lies. A seam of four
+// operations (load, clear, multiply-add, store) has two bodies: the instructions, and plain code that does the same, with which
+// this file's control flow is tested on processors without AMX. Included by isa.h.
+
+// Shapes of the tiles: 0-3 sums (tokens x 16), 4 and 6 activations (tokens x inputs), 5 and 7 codes (inputs / 4 x 16 x 4).
+struct TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  TileShapes(int tokens, int inputs) {
+    for (int i = 0; i < 8; i++) {
+      const bool codes = i == 5 || i == 7, activations = i == 4 || i == 6;
+      rows[i] = uint8_t(codes ? inputs / 4 : tokens), bytes[i] = uint16_t(activations ? inputs : 64);
+    }
+  }
+};
 
 #if defined(LIBREMOE_AMX)
 
-LIBREMOE_INLINE void tiles_begin() {  // all eight tiles of 16 rows x 64 bytes
-  struct { uint8_t palette, start_row, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {};
-  config.palette = 1;
-  for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
-  _tile_loadconfig(&config);
+LIBREMOE_INLINE void tiles_begin(const TileShapes& shapes) {
+  asm volatile("" ::: "memory");  // gcc's tile loads do not say that they read memory
+  _tile_loadconfig(&shapes);
 }
 LIBREMOE_INLINE void tiles_end() { _tile_release(); }
 #define TILE_CLEAR(tile) _tile_zero(tile)  // macros: gcc wants the tile's number as a literal
 #define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
 #define TILE_STORE(tile, to) _tile_stored(tile, to, 64)
-#define TILE_DOT(sum, a, b) _tile_dpbsud(sum, a, b)
+#define TILE_DOT(sum, a, b) _tile_dpbssd(sum, a, b)
 
 #else  // emulated
 
 static thread_local uint8_t tile_memory[8][16][64];
-LIBREMOE_INLINE void tiles_begin() { __builtin_memset(tile_memory, 0xFF, sizeof tile_memory); }
+static thread_local TileShapes tile_shapes(16, 64);
+LIBREMOE_INLINE void tiles_begin(const TileShapes& shapes) {
+  tile_shapes = shapes;
+  __builtin_memset(tile_memory, 0xFF, sizeof tile_memory);
+}
 LIBREMOE_INLINE void tiles_end() {}
 static void tile_load(int tile, const void* from, int64_t stride) {
-  for (int r = 0; r < 16; r++) __builtin_memcpy(tile_memory[tile][r], static_cast<const char*>(from) + r * stride, 64);
+  for (int r = 0; r < tile_shapes.rows[tile]; r++)
+    __builtin_memcpy(tile_memory[tile][r], static_cast<const char*>(from) + r * stride, tile_shapes.bytes[tile]);
 }
-static void tile_dot(int to, int a, int b) {  // TDPBSUD: signed bytes of A, unsigned bytes of B
-  for (int m = 0; m < 16; m++)
+static void tile_store(int tile, void* to) { __builtin_memcpy(to, tile_memory[tile], size_t(64) * tile_shapes.rows[tile]); }
+static void tile_dot(int to, int a, int b) {  // TDPBSSD: signed bytes of A and B
+  for (int m = 0; m < tile_shapes.rows[to]; m++)
     for (int n = 0; n < 16; n++) {
       int32_t sum;
       __builtin_memcpy(&sum, tile_memory[to][m] + 4 * n, 4);
-      for (int k = 0; k < 64; k++) sum += int8_t(tile_memory[a][m][k]) * int32_t(tile_memory[b][k / 4][4 * n + k % 4]);
+      for (int k = 0; k < tile_shapes.bytes[a]; k++)
+        sum += int8_t(tile_memory[a][m][k]) * int32_t(int8_t(tile_memory[b][k / 4][4 * n + k % 4]));
       __builtin_memcpy(tile_memory[to][m] + 4 * n, &sum, 4);
     }
 }
 #define TILE_CLEAR(tile) __builtin_memset(tile_memory[tile], 0, 1024)
 #define TILE_LOAD(tile, from, stride) tile_load(tile, from, stride)
-#define TILE_STORE(tile, to) __builtin_memcpy(to, tile_memory[tile], 1024)
+#define TILE_STORE(tile, to) tile_store(tile, to)
 #define TILE_DOT(sum, a, b) tile_dot(sum, a, b)
 
 #endif
 
-constexpr int64_t kAmxTokens = 16;
+// A turn is up to four parts of 32 or 64 inputs, each with exact sums of its own: the next turn's products are under way
+// while this turn's are scaled.
+constexpr int kTurn = 4;
 
-// One part of 64 or 32 inputs: exact sums of n tokens x 16 outputs, minus the offset, scaled into out (and group).
-LIBREMOE_INLINE void add_tile(const Walk& w, int64_t n, const int32_t* sums, int row, int64_t b, int part, int parts, int64_t group,
-                              bool ends) {
-  const F16 scale = load_scale(w.scale[row], group * w.scale_step, w.scale_is_f32);
-  const bool spans = w.group_parts > 1;
-  for (int64_t t = 0; t < n; t++) {
-    const int32_t* s = w.sum + (t * w.blocks + b) * 2;
-    const I16 dots = add(load_i(sums + 16 * t), set1_i(-w.offset * (parts == 1 ? s[0] + s[1] : s[part])));
-    const F16 x_scale = set1(w.x_scale[t * w.blocks + b]);
-    F16 g = to_float(dots) * x_scale;
-    if (spans) {
-      float* kept = w.group + t * w.stride + row * 16;
-      g = fma(to_float(dots), x_scale, load(kept));
-      store(kept, ends ? set1(0) : g);
+// Products of kTokens tokens and one tile row, `parts` parts from q and codes on, into sums (part, token, 16 outputs).
+template <int kTokens, int kInputs>
+LIBREMOE_INLINE void turn_products(const int8_t* q, int64_t stride, const uint8_t* codes, int64_t parts, int32_t* sums) {
+  constexpr int kCodes = kInputs * 16, kSums = kTokens * 16;
+  TILE_CLEAR(0); TILE_LOAD(4, q, stride); TILE_LOAD(5, codes, 64); TILE_DOT(0, 4, 5);
+  if (parts > 1) { TILE_CLEAR(1); TILE_LOAD(6, q + kInputs, stride); TILE_LOAD(7, codes + kCodes, 64); TILE_DOT(1, 6, 7); }
+  if (parts > 2) { TILE_CLEAR(2); TILE_LOAD(4, q + 2 * kInputs, stride); TILE_LOAD(5, codes + 2 * kCodes, 64); TILE_DOT(2, 4, 5); }
+  if (parts > 3) { TILE_CLEAR(3); TILE_LOAD(6, q + 3 * kInputs, stride); TILE_LOAD(7, codes + 3 * kCodes, 64); TILE_DOT(3, 6, 7); }
+  TILE_STORE(0, sums);
+  if (parts > 1) TILE_STORE(1, sums + kSums);
+  if (parts > 2) TILE_STORE(2, sums + 2 * kSums);
+  if (parts > 3) TILE_STORE(3, sums + 3 * kSums);
+}
+
+// kTokens tokens x one tile row over the blocks of a panel; x_scale (blocks of the panel, kTokens). Running sums are held in
+// registers: those of outputs, or, where a group spans several parts, those of the group.
+template <int kTokens, int kInputs, bool kSpans>
+static void amx_row(const Walk& w, int row, const float* x_scale) {
+  constexpr int kParts = 64 / kInputs;
+  alignas(64) int32_t sums[2][kTurn * kTokens * 16];
+  const int64_t first = w.first * kParts, end = w.last * kParts, count = (end < w.n_parts ? end : w.n_parts) - first;
+  const int64_t stride = w.blocks * 64, out_stride = w.stride, group_parts = w.group_parts, scale_step = w.scale_step;
+  const int8_t* q = w.q + w.first * 64;
+  const uint8_t* codes = w.tile[row] + w.first * 1024;
+  const void* scales = w.scale[row];
+  const bool scale_is_f32 = w.scale_is_f32, last_panel = first + count == w.n_parts;
+  float *out = w.out + row * 16, *home = kSpans ? w.group + row * 16 : out;
+  F16 kept[kTokens];
+  for (int t = 0; t < kTokens; t++) kept[t] = load(home + t * out_stride);
+  int64_t group = first / group_parts, left = (group + 1) * group_parts - first;
+  const auto add_part = [&](const int32_t* dots, int64_t part) __attribute__((always_inline)) {
+    const float* x = x_scale + part / kParts * kTokens;
+    if constexpr (kSpans) {
+      for (int t = 0; t < kTokens; t++) kept[t] = fma(to_float(load_i(dots + 16 * t)), set1(x[t]), kept[t]);
+      if (--left && !(last_panel && part + 1 == count)) return;
+      const F16 scale = load_scale(scales, group * scale_step, scale_is_f32);
+      for (int t = 0; t < kTokens; t++) {
+        store(out + t * out_stride, fma(kept[t], scale, load(out + t * out_stride)));
+        kept[t] = set1(0);
+      }
+      group++, left = group_parts;
+    } else {
+      const F16 scale = load_scale(scales, (group + part) * scale_step, scale_is_f32);
+      for (int t = 0; t < kTokens; t++) kept[t] = fma(to_float(load_i(dots + 16 * t)) * set1(x[t]), scale, kept[t]);
     }
-    float* out = w.out + t * w.stride + row * 16;
-    if (ends) store(out, fma(g, scale, load(out)));
+  };
+  const auto products = [&](int64_t part, int64_t parts, int32_t* to) __attribute__((always_inline)) {
+    turn_products<kTokens, kInputs>(q + part * kInputs, stride, codes + part * kInputs * 16, parts, to);
+  };
+  products(0, count, sums[0]);
+  int64_t part = 0, side = 0;
+  for (; part + 2 * kTurn <= count; part += kTurn, side ^= 1) {
+    products(part + kTurn, kTurn, sums[side ^ 1]);
+    for (int i = 0; i < kTurn; i++) add_part(sums[side] + i * kTokens * 16, part + i);
+  }
+  if (part + kTurn < count) products(part + kTurn, count - part - kTurn, sums[side ^ 1]);
+  for (int64_t i = 0; part + i < count && i < 2 * kTurn; i++)
+    add_part(sums[i < kTurn ? side : side ^ 1] + i % kTurn * kTokens * 16, part + i);
+  for (int t = 0; t < kTokens; t++) store(home + t * out_stride, kept[t]);
+}
+
+constexpr int64_t kAmxPanelBlocks = 8;  // four tile rows of them are 32 KiB: codes stay in the L1 cache for all tokens
+
+// kTokens tokens x four tile rows, as often as there are tokens for it. Meanwhile what comes next is fetched: the inputs of the
+// tokens that follow, in this panel or at `next` in the next one, and the stored codes of the next panel.
+template <int kTokens, int kInputs, bool kSpans>
+static void amx_tokens(Walk& w, int64_t& n, const int8_t* next, Ahead& ahead) {
+  if (n < kTokens) return;
+  tiles_begin(TileShapes(kTokens, kInputs));
+  const int64_t row_bytes = w.blocks * 64, bytes = (w.last - w.first) * 64;
+  for (; n >= kTokens; n -= kTokens) {
+    float x_scale[kAmxPanelBlocks * kTokens];
+    for (int64_t b = w.first; b < w.last; b++)
+      for (int t = 0; t < kTokens; t++) x_scale[(b - w.first) * kTokens + t] = w.x_scale[t * w.blocks + b];
+    const int8_t* soon = n > kTokens ? w.q + kTokens * row_bytes + w.first * 64 : next;
+    const int64_t tokens = n > kTokens ? (n - kTokens < kTokens ? n - kTokens : kTokens) : kTokens;
+    for (int row = 0; row < 4; row++) {
+      for (int64_t t = row; soon && t < tokens; t += 4)
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(soon + t * row_bytes + i);
+      ahead.fetch();
+      amx_row<kTokens, kInputs, kSpans>(w, row, x_scale);
+    }
+    w.q += kTokens * row_bytes, w.x_scale += kTokens * w.blocks;
+    w.out += kTokens * w.stride, w.group += kTokens * w.stride;
   }
 }
 
-// The activations of one block, as they lie or, where some are to be left out, copied: tokens past n, and for groups of 32 the
-// other half of the inputs, are zero. So half of a product is used then, with the same exact result.
-LIBREMOE_INLINE const int8_t* amx_activations(const int8_t* q, int64_t& stride, int64_t n, bool half_blocks, int part, int8_t* copy) {
-  if (n == kAmxTokens && !half_blocks) return q;
-  __builtin_memset(copy, 0, 1024);
-  const int from = half_blocks ? 32 * part : 0;
-  for (int64_t t = 0; t < n; t++) __builtin_memcpy(copy + t * 64 + from, q + t * stride + from, half_blocks ? 32 : 64);
-  stride = 64;
-  return copy;
-}
-
-// n tokens (at most 16) x four tile rows. Tiles 0-3 hold sums, 4 the activations, 5-7 codes.
-static void amx_tokens(const Walk& w, int64_t n, bool half_blocks) {
-  const int parts = half_blocks ? 2 : 1;
-  alignas(64) int32_t sums[4][256];
-  alignas(64) int8_t copy[1024];
-  int64_t group = w.first * parts / w.group_parts, left = (group + 1) * w.group_parts - w.first * parts;
-  for (int64_t b = w.first; b < w.last; b++)
-    for (int part = 0; part < parts && b * parts + part < w.n_parts; part++) {
-      int64_t stride = w.blocks * 64;
-      const int8_t* q = amx_activations(w.q + b * 64, stride, n, half_blocks, part, copy);
-      TILE_LOAD(4, q, stride);
-      const int64_t at = b * w.tile_step;
-      TILE_CLEAR(0); TILE_CLEAR(1); TILE_CLEAR(2); TILE_CLEAR(3);
-      TILE_LOAD(5, w.tile[0] + at, 64); TILE_DOT(0, 4, 5);
-      TILE_LOAD(6, w.tile[1] + at, 64); TILE_DOT(1, 4, 6);
-      TILE_LOAD(7, w.tile[2] + at, 64); TILE_DOT(2, 4, 7);
-      TILE_LOAD(5, w.tile[3] + at, 64); TILE_DOT(3, 4, 5);
-      TILE_STORE(0, sums[0]); TILE_STORE(1, sums[1]); TILE_STORE(2, sums[2]); TILE_STORE(3, sums[3]);
-      const bool ends = --left == 0 || b * parts + part + 1 == w.n_parts;
-      for (int row = 0; row < 4; row++) add_tile(w, n, sums[row], row, b, part, parts, group, ends);
-      if (left == 0) group++, left = w.group_parts;
-    }
-}
-
-static void amx_dots(const Walk& whole, int64_t n, bool half_blocks, bool wide) {
-  constexpr int64_t kWorthwhile = 4;  // fewer tokens are left to the vector instructions
-  Walk w = whole;
-  tiles_begin();
-  while (n >= kWorthwhile) {
-    const int64_t some = n < kAmxTokens ? n : kAmxTokens;
-    amx_tokens(w, some, half_blocks);
-    w.q += some * w.blocks * 64, w.x_scale += some * w.blocks, w.sum += some * w.blocks * 2;
-    w.out += some * w.stride, w.group += some * w.stride;
-    n -= some;
-  }
+template <int kInputs, bool kSpans>
+static void amx_all(Walk w, int64_t n, Ahead& ahead) {
+  const int8_t* next = n >= 16 && w.last < w.blocks ? w.q + w.last * 64 : nullptr;
+  ahead.turns(4 * ((n + 15) / 16));
+  amx_tokens<16, kInputs, kSpans>(w, n, next, ahead);
+  amx_tokens<8, kInputs, kSpans>(w, n, nullptr, ahead);
+  amx_tokens<4, kInputs, kSpans>(w, n, nullptr, ahead);
+  amx_tokens<2, kInputs, kSpans>(w, n, nullptr, ahead);
+  amx_tokens<1, kInputs, kSpans>(w, n, nullptr, ahead);
   tiles_end();
-  vector_dots(w, n, half_blocks, wide);
 }
+
+struct Amx {
+  static constexpr bool kSigned = true;  // codes of a panel are values: the sums need no correction
+  static constexpr int64_t kBlocks = kAmxPanelBlocks;
+  static void dots(const Walk& w, int64_t n, bool half_blocks, bool, Ahead ahead) {
+    const bool spans = w.group_parts > 1;
+    if (half_blocks) spans ? amx_all<32, true>(w, n, ahead) : amx_all<32, false>(w, n, ahead);
+    else spans ? amx_all<64, true>(w, n, ahead) : amx_all<64, false>(w, n, ahead);
+  }
+};

@@ -4,5 +4,5 @@
 #define LIBREMOE_AVX512
 #define LIBREMOE_AMX
 #define LIBREMOE_TILES
-#define LIBREMOE_PRODUCT product<amx_dots>
+#define LIBREMOE_PRODUCT product<Amx>
 #include "isa.h"

@@ -3,5 +3,5 @@
 #define LIBREMOE_ISA_NAME "amx-emulated"
 #define LIBREMOE_AVX2
 #define LIBREMOE_TILES
-#define LIBREMOE_PRODUCT product<amx_dots>
+#define LIBREMOE_PRODUCT product<Amx>
 #include "isa.h"

@@ -2,5 +2,5 @@
 #define LIBREMOE_ISA avx2
 #define LIBREMOE_ISA_NAME "avx2"
 #define LIBREMOE_AVX2
-#define LIBREMOE_PRODUCT product<vector_dots>
+#define LIBREMOE_PRODUCT product<Vectors>
 #include "isa.h"

@@ -2,5 +2,5 @@
 #define LIBREMOE_ISA avx512vnni
 #define LIBREMOE_ISA_NAME "avx512vnni"
 #define LIBREMOE_AVX512
-#define LIBREMOE_PRODUCT product<vector_dots>
+#define LIBREMOE_PRODUCT product<Vectors>
 #include "isa.h"

@@ -3,5 +3,5 @@
 #define LIBREMOE_ISA_NAME "avxvnni"
 #define LIBREMOE_AVX2
 #define LIBREMOE_AVXVNNI
-#define LIBREMOE_PRODUCT product<vector_dots>
+#define LIBREMOE_PRODUCT product<Vectors>
 #include "isa.h"

@@ -2,5 +2,5 @@
 #define LIBREMOE_ISA neon
 #define LIBREMOE_ISA_NAME "neon"
 #define LIBREMOE_NEON
-#define LIBREMOE_PRODUCT product<vector_dots>
+#define LIBREMOE_PRODUCT product<Vectors>
 #include "isa.h"

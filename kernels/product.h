@@ -148,14 +148,17 @@ LIBREMOE_INLINE void dots_of(const Walk& w, int64_t n, bool half_blocks) {
   half_blocks ? all_tokens<Format, 8>(w, n) : all_tokens<Format, 16>(w, n);
 }
 
-// The codes of blocks first..last of four tile rows into panel (block, tile row) of 1024 bytes each.
-template <class Format>
+// The codes of blocks first..last of four tile rows into panel (tile row, kBlocks) of 1024 bytes each, as they are or minus the
+// offset.
+template <class Format, class Many>
 static void unpack(const Walk& w, uint8_t* panel) {
-  for (int64_t b = w.first; b < w.last; b++)
-    for (int r = 0; r < 4; r++, panel += 1024) {
+  for (int r = 0; r < 4; r++)
+    for (int64_t b = w.first; b < w.last; b++) {
       const uint8_t* tile = w.tile[r] + b * w.tile_step;
+      uint8_t* to = panel + (r * Many::kBlocks + b - w.first) * 1024;
       unroll<16>([&](auto row) __attribute__((always_inline)) {
-        store_bytes(panel + 64 * decltype(row)::value, Format::template row<decltype(row)::value>(tile));
+        const B64 codes = Format::template row<decltype(row)::value>(tile);
+        store_bytes(to + 64 * decltype(row)::value, Many::kSigned ? less(codes, Format::kOffset) : codes);
       });
     }
 }
@@ -280,8 +283,9 @@ static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int6
   }
 }
 
+template <class Many>
 static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t last, uint8_t* panel) {
-  for (int64_t b = first; b < last; b++, panel += 4096) {
+  for (int64_t b = first; b < last; b++, panel += 1024) {
     int8_t copy[64 * 64];
     int64_t stride;
     const int8_t* piece = columns_piece(w, out0, b * 64, 64, copy, stride);
@@ -290,8 +294,9 @@ static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t
       interleave(piece + row * 4 * stride, stride, codes);
       for (int j = 0; j < 4; j++) {  // quarter `lane` of codes[j] belongs to tile row `lane`
         uint8_t bytes[64];
-        store_bytes(bytes, codes[j]);
-        for (int lane = 0; lane < 4; lane++) __builtin_memcpy(panel + 1024 * lane + 64 * row + 16 * j, bytes + 16 * lane, 16);
+        store_bytes(bytes, Many::kSigned ? less(codes[j], 128) : codes[j]);
+        for (int lane = 0; lane < 4; lane++)
+          __builtin_memcpy(panel + 1024 * Many::kBlocks * lane + 64 * row + 16 * j, bytes + 16 * lane, 16);
       }
     }
   }
@@ -333,35 +338,59 @@ static void product_few(const Walk& whole, int64_t n, bool half_blocks) {
   }
 }
 
-// n tokens times the codes of a walk, one byte each, which may exceed 127 only where `wide`.
-using Dots = void (*)(const Walk& w, int64_t n, bool half_blocks, bool wide);
-static void vector_dots(const Walk& w, int64_t n, bool half_blocks, bool wide) {
-#if defined(LIBREMOE_AVX2)  // the only body that multiplies narrow codes faster
-  if (!wide) return dots_of<Narrow>(w, n, half_blocks);
-#endif
-  (void)wide;
-  dots_of<Int8>(w, n, half_blocks);
-}
+// Stored codes of the panel after the one at hand, fetched a little at a time while this one is multiplied.
+struct Ahead {
+  const uint8_t* row[4] = {};
+  int64_t bytes = 0, at = 0, step = 64;
 
-// Many tokens: panels of codes, each multiplied with all tokens (by `dots`) while it is in the cache.
-static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t out0, Scratch& scratch, Dots dots) {
-  for (int64_t first = 0; first < whole.last; first += kPanelBlocks) {
+  void turns(int64_t n) { step = (bytes / n + 63) / 64 * 64; }
+  void fetch() {
+    for (const int64_t end = at + step; at < end && at < bytes; at += 64)
+      for (int r = 0; r < 4; r++) __builtin_prefetch(row[r] + at, 0, 2);
+  }
+};
+
+// How many tokens are multiplied with a panel of codes, one byte each: by vectors here, by tiles in amx.h.
+struct Vectors {
+  static constexpr bool kSigned = false;
+  static constexpr int64_t kBlocks = kPanelBlocks;
+  // n tokens times the codes of a walk; they exceed 127 only where `wide`.
+  static void dots(const Walk& w, int64_t n, bool half_blocks, bool wide, Ahead) {
+#if defined(LIBREMOE_AVX2)  // the only body that multiplies narrow codes faster
+    if (!wide) return dots_of<Narrow>(w, n, half_blocks);
+#endif
+    (void)wide;
+    dots_of<Int8>(w, n, half_blocks);
+  }
+};
+
+// Panels of codes, each multiplied with all tokens while it is in a cache.
+template <class Many>
+static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t out0, Scratch& scratch) {
+  static_assert(Many::kBlocks <= kPanelBlocks, "scratch holds a panel");
+  for (int64_t first = 0; first < whole.last; first += Many::kBlocks) {
     Walk walk = whole;
     walk.first = first;
-    walk.last = first + kPanelBlocks < whole.last ? first + kPanelBlocks : whole.last;
-    if (w.columns || w.format != kInt8) {
-      if (w.columns) columns_unpack(w, out0, walk.first, walk.last, scratch.panel);
-      else if (w.format == kInt4) unpack<Int4>(walk, scratch.panel);
-      else if (w.format == kInt3) unpack<Int3>(walk, scratch.panel);
-      else unpack<Int2>(walk, scratch.panel);
-      for (int r = 0; r < 4; r++) walk.tile[r] = scratch.panel + 1024 * r - first * 4096;
-      walk.tile_step = 4096;
+    walk.last = first + Many::kBlocks < whole.last ? first + Many::kBlocks : whole.last;
+    if (w.columns || w.format != kInt8 || Many::kSigned) {
+      if (w.columns) columns_unpack<Many>(w, out0, walk.first, walk.last, scratch.panel);
+      else if (w.format == kInt8) unpack<Int8, Many>(walk, scratch.panel);
+      else if (w.format == kInt4) unpack<Int4, Many>(walk, scratch.panel);
+      else if (w.format == kInt3) unpack<Int3, Many>(walk, scratch.panel);
+      else unpack<Int2, Many>(walk, scratch.panel);
+      for (int r = 0; r < 4; r++) walk.tile[r] = scratch.panel + 1024 * (r * Many::kBlocks - first);
+      walk.tile_step = 1024;
     }
-    dots(walk, n, w.group % 64, w.format == kInt8);
+    Ahead ahead;
+    if (!w.columns && walk.last < whole.last) {
+      for (int r = 0; r < 4; r++) ahead.row[r] = whole.tile[r] + walk.last * whole.tile_step;
+      ahead.bytes = (whole.last - walk.last < Many::kBlocks ? whole.last - walk.last : Many::kBlocks) * whole.tile_step;
+    }
+    Many::dots(walk, n, w.group % 64, w.format == kInt8, ahead);
   }
 }
 
-template <Dots kDots>
+template <class Many>
 static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
                     Scratch& scratch, float* out) {
   const int64_t n = slot1 - slot0;
@@ -377,7 +406,7 @@ static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
   }
   const Walk walk = walk_of(w, x, slot0, out0, scratch, out);
   if (walk.group_parts > 1) __builtin_memset(scratch.group, 0, sizeof(float) * size_t(n * width));
-  if (n > kFewTokens) product_many(w, walk, n, out0, scratch, kDots);
+  if (n > kFewTokens) product_many<Many>(w, walk, n, out0, scratch);
   else if (w.format == kInt8) product_few<Int8>(walk, n, half_blocks);
   else if (w.format == kInt4) product_few<Int4>(walk, n, half_blocks);
   else if (w.format == kInt3) product_few<Int3>(walk, n, half_blocks);

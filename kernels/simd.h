@@ -35,6 +35,7 @@ LIBREMOE_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 LIBREMOE_INLINE void store_bytes(uint8_t* p, B64 a) { _mm512_storeu_si512(p, a.v); }
 LIBREMOE_INLINE B64 operator|(B64 a, B64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+LIBREMOE_INLINE B64 less(B64 a, int x) { return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(char(x)))}; }  // bytes minus x
 template <int kShift, int kMask>  // kShift < 0: to the left; bits that cross a byte are masked away
 LIBREMOE_INLINE B64 field(B64 a) {
   if constexpr (kShift > 0) a.v = _mm512_srli_epi16(a.v, kShift);
@@ -120,6 +121,10 @@ LIBREMOE_INLINE void store_bytes(uint8_t* p, B64 x) {
   _mm256_storeu_si256(q, x.a), _mm256_storeu_si256(q + 1, x.b);
 }
 LIBREMOE_INLINE B64 operator|(B64 x, B64 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+LIBREMOE_INLINE B64 less(B64 x, int y) {
+  const __m256i all = _mm256_set1_epi8(char(y));
+  return {_mm256_sub_epi8(x.a, all), _mm256_sub_epi8(x.b, all)};
+}
 template <int kShift, int kMask>
 LIBREMOE_INLINE B64 field(B64 x) {
   if constexpr (kShift > 0) x.a = _mm256_srli_epi16(x.a, kShift), x.b = _mm256_srli_epi16(x.b, kShift);
@@ -199,6 +204,7 @@ LIBREMOE_INLINE F16 to_float(I16 a) { LIBREMOE_EACH(F16, float(a.v[i])); }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) { B64 r; __builtin_memcpy(r.v, p, 64); return r; }
 LIBREMOE_INLINE void store_bytes(uint8_t* p, B64 a) { __builtin_memcpy(p, a.v, 64); }
 LIBREMOE_INLINE B64 operator|(B64 a, B64 b) { for (int i = 0; i < 64; i++) a.v[i] |= b.v[i]; return a; }
+LIBREMOE_INLINE B64 less(B64 a, int x) { for (int i = 0; i < 64; i++) a.v[i] = uint8_t(a.v[i] - x); return a; }
 template <int kShift, int kMask>
 LIBREMOE_INLINE B64 field(B64 a) {
   for (int i = 0; i < 64; i++) a.v[i] = uint8_t((kShift >= 0 ? a.v[i] >> (kShift & 7) : a.v[i] << (-kShift & 7)) & kMask);
