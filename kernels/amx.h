@@ -41,7 +41,9 @@ static void tile_load(int tile, const void* from, int64_t stride) {
   for (int r = 0; r < tile_shapes.rows[tile]; r++)
     __builtin_memcpy(tile_memory[tile][r], static_cast<const char*>(from) + r * stride, tile_shapes.bytes[tile]);
 }
-static void tile_store(int tile, void* to) { __builtin_memcpy(to, tile_memory[tile], size_t(64) * tile_shapes.rows[tile]); }
+static void tile_store(int tile, int32_t* to) {
+  for (int r = 0; r < tile_shapes.rows[tile]; r++) __builtin_memcpy(to + 16 * r, tile_memory[tile][r], 64);
+}
 static void tile_dot(int to, int a, int b) {  // TDPBSSD: signed bytes of A and B
   for (int m = 0; m < tile_shapes.rows[to]; m++)
     for (int n = 0; n < 16; n++) {
@@ -59,8 +61,9 @@ static void tile_dot(int to, int a, int b) {  // TDPBSSD: signed bytes of A and 
 
 #endif
 
-// A turn is up to four parts of 32 or 64 inputs, each with exact sums of its own: the next turn's products are under way
-// while this turn's are scaled.
+constexpr int64_t kAmxPanelBlocks = 8;  // four tile rows of them are 32 KiB: codes stay in the L1 cache for all tokens
+
+// A turn is up to four parts of 32 or 64 inputs, each a group: the next turn's products are under way while this turn's are scaled.
 constexpr int kTurn = 4;
 
 // Products of kTokens tokens and one tile row, `parts` parts from q and codes on, into sums (part, token, 16 outputs).
@@ -77,36 +80,33 @@ LIBREMOE_INLINE void turn_products(const int8_t* q, int64_t stride, const uint8_
   if (parts > 3) TILE_STORE(3, sums + 3 * kSums);
 }
 
-// kTokens tokens x one tile row over the blocks of a panel; x_scale (blocks of the panel, kTokens). Running sums are held in
-// registers: those of outputs, or, where a group spans several parts, those of the group.
-template <int kTokens, int kInputs, bool kSpans>
-static void amx_row(const Walk& w, int row, const float* x_scale) {
+// Groups of kInputs: kTokens tokens x one tile row over the blocks of a panel. The sums over the runs of an activation scale are
+// held in registers.
+template <int kTokens, int kInputs>
+static void amx_row(const Walk& w, int row) {
   constexpr int kParts = 64 / kInputs;
+  constexpr int64_t kScaleParts = kParts * kScaleBlocks;
+  static_assert(kScaleParts % kTurn == 0 || kScaleParts * 2 == kTurn, "a turn ends where an activation scale does");
   alignas(64) int32_t sums[2][kTurn * kTokens * 16];
   const int64_t first = w.first * kParts, end = w.last * kParts, count = (end < w.n_parts ? end : w.n_parts) - first;
-  const int64_t stride = w.blocks * 64, out_stride = w.stride, group_parts = w.group_parts, scale_step = w.scale_step;
+  const int64_t stride = w.blocks * 64, out_stride = w.stride, scale_step = w.scale_step, x_scales = w.scales;
   const int8_t* q = w.q + w.first * 64;
   const uint8_t* codes = w.tile[row] + w.first * 1024;
+  const float* x_scale = w.x_scale + w.first / kScaleBlocks;
   const void* scales = w.scale[row];
-  const bool scale_is_f32 = w.scale_is_f32, last_panel = first + count == w.n_parts;
-  float *out = w.out + row * 16, *home = kSpans ? w.group + row * 16 : out;
-  F16 kept[kTokens];
-  for (int t = 0; t < kTokens; t++) kept[t] = load(home + t * out_stride);
-  int64_t group = first / group_parts, left = (group + 1) * group_parts - first;
+  const bool scale_is_f32 = w.scale_is_f32;
+  float* out = w.out + row * 16;
+  F16 runs[kTokens];
+  for (int t = 0; t < kTokens; t++) runs[t] = set1(0);
   const auto add_part = [&](const int32_t* dots, int64_t part) __attribute__((always_inline)) {
-    const float* x = x_scale + part / kParts * kTokens;
-    if constexpr (kSpans) {
-      for (int t = 0; t < kTokens; t++) kept[t] = fma(to_float(load_i(dots + 16 * t)), set1(x[t]), kept[t]);
-      if (--left && !(last_panel && part + 1 == count)) return;
-      const F16 scale = load_scale(scales, group * scale_step, scale_is_f32);
-      for (int t = 0; t < kTokens; t++) {
-        store(out + t * out_stride, fma(kept[t], scale, load(out + t * out_stride)));
-        kept[t] = set1(0);
-      }
-      group++, left = group_parts;
-    } else {
-      const F16 scale = load_scale(scales, (group + part) * scale_step, scale_is_f32);
-      for (int t = 0; t < kTokens; t++) kept[t] = fma(to_float(load_i(dots + 16 * t)) * set1(x[t]), scale, kept[t]);
+    const F16 scale = load_scale(scales, (first + part) * scale_step, scale_is_f32);
+    for (int t = 0; t < kTokens; t++) runs[t] = fma(to_float(load_i(dots + 16 * t)), scale, runs[t]);
+  };
+  const auto end_scale = [&](int64_t part) __attribute__((always_inline)) {
+    for (int t = 0; t < kTokens; t++) {
+      float* y = out + t * out_stride;
+      store(y, fma(runs[t], set1(x_scale[t * x_scales + part / kScaleParts]), load(y)));
+      runs[t] = set1(0);
     }
   };
   const auto products = [&](int64_t part, int64_t parts, int32_t* to) __attribute__((always_inline)) {
@@ -116,15 +116,61 @@ static void amx_row(const Walk& w, int row, const float* x_scale) {
   int64_t part = 0, side = 0;
   for (; part + 2 * kTurn <= count; part += kTurn, side ^= 1) {
     products(part + kTurn, kTurn, sums[side ^ 1]);
-    for (int i = 0; i < kTurn; i++) add_part(sums[side] + i * kTokens * 16, part + i);
+    for (int i = 0; i < kTurn; i++) {
+      add_part(sums[side] + i * kTokens * 16, part + i);
+      if (kScaleParts < kTurn && (i + 1) % kScaleParts == 0) end_scale(part + i);
+    }
+    if (kScaleParts >= kTurn && (part + kTurn) % kScaleParts == 0) end_scale(part);
   }
   if (part + kTurn < count) products(part + kTurn, count - part - kTurn, sums[side ^ 1]);
-  for (int64_t i = 0; part + i < count && i < 2 * kTurn; i++)
+  for (int64_t i = 0; part + i < count; i++) {
     add_part(sums[i < kTurn ? side : side ^ 1] + i % kTurn * kTokens * 16, part + i);
-  for (int t = 0; t < kTokens; t++) store(home + t * out_stride, kept[t]);
+    if ((part + i + 1) % kScaleParts == 0 || part + i + 1 == count) end_scale(part + i);
+  }
 }
 
-constexpr int64_t kAmxPanelBlocks = 8;  // four tile rows of them are 32 KiB: codes stay in the L1 cache for all tokens
+// Products of a run of `parts` parts for four tile rows at once, which share the activations; sums (4, kTokens, 16).
+template <int kTokens, int kInputs>
+LIBREMOE_INLINE void run_products(const int8_t* q, int64_t stride, const uint8_t* const codes[4], int64_t parts, int32_t* sums) {
+  constexpr int kSums = kTokens * 16;
+  TILE_CLEAR(0); TILE_CLEAR(1); TILE_CLEAR(2); TILE_CLEAR(3);
+  for (int64_t part = 0, at = 0; part < parts; part++, at += kInputs * 16) {
+    TILE_LOAD(4, q + part * kInputs, stride);
+    TILE_LOAD(5, codes[0] + at, 64); TILE_DOT(0, 4, 5);
+    TILE_LOAD(7, codes[1] + at, 64); TILE_DOT(1, 4, 7);
+    TILE_LOAD(5, codes[2] + at, 64); TILE_DOT(2, 4, 5);
+    TILE_LOAD(7, codes[3] + at, 64); TILE_DOT(3, 4, 7);
+  }
+  TILE_STORE(0, sums); TILE_STORE(1, sums + kSums); TILE_STORE(2, sums + 2 * kSums); TILE_STORE(3, sums + 3 * kSums);
+}
+
+// Groups of several parts: kTokens tokens x four tile rows over the blocks of a panel, a run at a time.
+template <int kTokens, int kInputs>
+static void amx_rows(const Walk& w) {
+  constexpr int kParts = 64 / kInputs;
+  constexpr int64_t kScaleParts = kParts * kScaleBlocks;
+  alignas(64) int32_t sums[4 * kTokens * 16];
+  alignas(64) float held[4 * kTokens * 16];
+  const int64_t end = w.last * kParts, last = end < w.n_parts ? end : w.n_parts;
+  for (int64_t part = w.first * kParts, run_end; part < last; part = run_end) {
+    const int64_t group = part / w.group_parts, scale = part / kScaleParts;
+    run_end = (group + 1) * w.group_parts < (scale + 1) * kScaleParts ? (group + 1) * w.group_parts : (scale + 1) * kScaleParts;
+    run_end = run_end < last ? run_end : last;
+    const uint8_t* codes[4];
+    for (int row = 0; row < 4; row++) codes[row] = w.tile[row] + part * kInputs * 16;
+    run_products<kTokens, kInputs>(w.q + part * kInputs, w.blocks * 64, codes, run_end - part, sums);
+    const bool starts = part % kScaleParts == 0, ends = run_end % kScaleParts == 0 || run_end == last;
+    for (int row = 0; row < 4; row++) {
+      const F16 weight_scale = load_scale(w.scale[row], group * w.scale_step, w.scale_is_f32);
+      for (int t = 0; t < kTokens; t++) {
+        float *runs = held + (row * kTokens + t) * 16, *out = w.out + t * w.stride + row * 16;
+        const F16 run = fma(to_float(load_i(sums + (row * kTokens + t) * 16)), weight_scale, starts ? set1(0) : load(runs));
+        if (ends) store(out, fma(run, set1(w.x_scale[t * w.scales + scale]), load(out)));
+        else store(runs, run);
+      }
+    }
+  }
+}
 
 // kTokens tokens x four tile rows, as often as there are tokens for it. Meanwhile what comes next is fetched: the inputs of the
 // tokens that follow, in this panel or at `next` in the next one, and the stored codes of the next panel.
@@ -134,19 +180,16 @@ static void amx_tokens(Walk& w, int64_t& n, const int8_t* next, Ahead& ahead) {
   tiles_begin(TileShapes(kTokens, kInputs));
   const int64_t row_bytes = w.blocks * 64, bytes = (w.last - w.first) * 64;
   for (; n >= kTokens; n -= kTokens) {
-    float x_scale[kAmxPanelBlocks * kTokens];
-    for (int64_t b = w.first; b < w.last; b++)
-      for (int t = 0; t < kTokens; t++) x_scale[(b - w.first) * kTokens + t] = w.x_scale[t * w.blocks + b];
     const int8_t* soon = n > kTokens ? w.q + kTokens * row_bytes + w.first * 64 : next;
-    const int64_t tokens = n > kTokens ? (n - kTokens < kTokens ? n - kTokens : kTokens) : kTokens;
+    const int64_t tokens = n > kTokens && n - kTokens < kTokens ? n - kTokens : kTokens;
     for (int row = 0; row < 4; row++) {
       for (int64_t t = row; soon && t < tokens; t += 4)
         for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(soon + t * row_bytes + i);
       ahead.fetch();
-      amx_row<kTokens, kInputs, kSpans>(w, row, x_scale);
+      if (!kSpans) amx_row<kTokens, kInputs>(w, row);
     }
-    w.q += kTokens * row_bytes, w.x_scale += kTokens * w.blocks;
-    w.out += kTokens * w.stride, w.group += kTokens * w.stride;
+    if (kSpans) amx_rows<kTokens, kInputs>(w);
+    w.q += kTokens * row_bytes, w.x_scale += kTokens * w.scales, w.out += kTokens * w.stride;
   }
 }
 

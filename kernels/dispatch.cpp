@@ -205,7 +205,7 @@ Scratch& Memory::scratch() {
     scratch_.panel = reinterpret_cast<uint8_t*>(aligned(panel_.data()));
     scratch_.out = reinterpret_cast<float*>(aligned(products_.data()));
     scratch_.out2 = scratch_.out + kOutFloats;
-    scratch_.group = scratch_.out2 + kOutFloats;
+    scratch_.runs = scratch_.out2 + kOutFloats;
   }
   return scratch_;
 }

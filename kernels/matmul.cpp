@@ -15,11 +15,11 @@ constexpr int64_t kDenseRows = 16, kDenseTokens = 128;  // outputs and tokens of
 
 Activations::Activations(int64_t rows, int64_t n_in, int parts) {
   rows *= parts;
-  const int64_t blocks = (n_in + 63) / 64;
+  const int64_t blocks = (n_in + 63) / 64, scales = (blocks + kScaleBlocks - 1) / kScaleBlocks;
   q.reset(new int8_t[size_t(rows * blocks * 64)]);
-  scale.reset(new float[size_t(rows * blocks)]);
+  scale.reset(new float[size_t(rows * scales)]);
   sum.reset(new int32_t[size_t(rows * blocks * 2)]);
-  view = {q.get(), scale.get(), sum.get(), blocks, parts};
+  view = {q.get(), scale.get(), sum.get(), blocks, scales, parts};
 }
 
 Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, const int64_t* source) {
@@ -36,8 +36,8 @@ Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, co
 
 int64_t strip_width(const Weight& w, int64_t n_rows) {
   if (!w.columns || n_rows > kFewTokens) return kStrip;
-  const int64_t share = w.n_out / (4 * pool()->size()) / kStrip * kStrip;  // four items a thread, so that all end together
-  return std::max(2 * kStrip, std::min(kColumnsStrip, share));
+  const int64_t share = w.n_out / (4 * pool()->size()) / kScaleInputs * kScaleInputs;  // four items a thread: all end together
+  return std::max(kScaleInputs, std::min(kColumnsStrip, share));
 }
 
 void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,

@@ -44,21 +44,26 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
   Activations h(n_slots, hidden_dim, parts_of(any.down));
   const auto& k = kernels();
 
-  const int64_t width = strip_width(any.gate, n_slots * a.view.parts), strips = (hidden_dim + width - 1) / width;
-  const int64_t chunk = kTokenChunk / a.view.parts;
-  pool()->parallel_for(n_chosen * strips, [&](int64_t item, Memory& memory) {
-    const int64_t nth = item / strips, out0 = item % strips * width;
+  // An item is as many strips as it takes for whole activation scales of what comes out.
+  const int64_t width = strip_width(any.gate, n_slots * a.view.parts), span = std::max(width, kScaleInputs);
+  const int64_t items = (hidden_dim + span - 1) / span, chunk = kTokenChunk / a.view.parts;
+  pool()->parallel_for(n_chosen * items, [&](int64_t item, Memory& memory) {
+    const int64_t nth = item / items, begin = item % items * span, end = std::min(begin + span, hidden_blocks * 64);
     const Expert& expert = *experts[size_t(slots.expert[size_t(nth)])];
     Scratch& scratch = memory.scratch();
+    float* hidden = memory.floats(size_t(chunk * span));
     const int64_t last = slots.start[size_t(nth) + 1];
     for (int64_t s = slots.start[size_t(nth)]; s < last; s += chunk) {
-      const int64_t end = std::min(s + chunk, last);
-      product(expert.gate, a.view, s, end, out0, width, scratch, scratch.out);
-      product(expert.up, a.view, s, end, out0, width, scratch, scratch.out2);
-      k.activate(scratch.out, scratch.out2, (end - s) * width, gelu);
-      for (int64_t i = s; i < end; i++)  // quantise() counts from the row's first input: shift the strip there
-        k.quantise(scratch.out + (i - s) * width - out0, hidden_dim, out0 / 64, std::min((out0 + width) / 64, hidden_blocks),
-                   h.view, i);
+      const int64_t n = std::min(chunk, last - s);
+      for (int64_t out0 = begin; out0 < end; out0 += width) {
+        product(expert.gate, a.view, s, s + n, out0, width, scratch, scratch.out);
+        product(expert.up, a.view, s, s + n, out0, width, scratch, scratch.out2);
+        k.activate(scratch.out, scratch.out2, n * width, gelu);
+        for (int64_t i = 0; i < n; i++)
+          std::memcpy(hidden + i * span + out0 - begin, scratch.out + i * width, sizeof(float) * size_t(width));
+      }
+      for (int64_t i = 0; i < n; i++)  // quantise() counts from the row's first input: shift the item there
+        k.quantise(hidden + i * span - begin, hidden_dim, begin / 64, std::min(end / 64, hidden_blocks), h.view, s + i);
     }
   });
 

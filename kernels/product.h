@@ -24,10 +24,10 @@ struct Walk {
   int64_t n_parts;        // 32-input or 64-input blocks that have scales, in the whole weight
   int64_t group_parts;    // of those in a group
   const int8_t* q;        // first token's; tokens follow at blocks * 64
-  const float* x_scale;
+  const float* x_scale;   // tokens follow at scales
   const int32_t* sum;
-  int64_t blocks;
-  float *out, *group;     // (tokens, stride)
+  int64_t blocks, scales;
+  float* out;             // (tokens, stride)
   int64_t stride;
 };
 
@@ -72,47 +72,53 @@ LIBREMOE_INLINE void dot_rows(const uint8_t* const tile[], const int8_t* q, int6
   });
 }
 
-// kRows tile rows x kTokens tokens over blocks first..last. kPartRows: 16 rows of codes share a sum, or 8 (groups of 32).
+// kRows tile rows x kTokens tokens over blocks first..last; first is a multiple of kScaleBlocks. kPartRows: scales change after 16
+// rows of codes, or 8 (groups of 32), at the earliest. spans: groups have several such parts.
 template <class Format, int kRows, int kTokens, int kPartRows, bool spans>
 static void micro(const Walk& w) {
-  F16 out[kTokens][kRows];
-  for (int t = 0; t < kTokens; t++)
-    for (int r = 0; r < kRows; r++) out[t][r] = load(w.out + t * w.stride + r * 16);
   constexpr int kParts = 16 / kPartRows;
   const int32_t zero = (Format::kWide ? kWideZero : 0) - w.offset;
   int64_t group = w.first * kParts / w.group_parts, left = (group + 1) * w.group_parts - w.first * kParts;
-  for (int64_t b = w.first; b < w.last; b++) {
-    const uint8_t* tile[kRows];
-    for (int r = 0; r < kRows; r++) tile[r] = w.tile[r] + b * w.tile_step;
-    unroll<kParts>([&](auto part_constant) __attribute__((always_inline)) {
-      constexpr int part = decltype(part_constant)::value;
-      const int64_t index = b * kParts + part;
-      if (index >= w.n_parts) return;
-      I16 sum[kTokens][kRows];
-      for (int t = 0; t < kTokens; t++) {
-        const int32_t* s = w.sum + (t * w.blocks + b) * 2;
-        const I16 start = set1_i(zero * (kParts == 1 ? s[0] + s[1] : s[part]));
-        for (int r = 0; r < kRows; r++) sum[t][r] = start;
-      }
-      dot_rows<Format, kRows, kTokens, part * kPartRows, kPartRows>(tile, w.q + b * 64, w.blocks * 64, sum);
-      const bool ends = !spans || --left == 0 || index + 1 == w.n_parts;
-      for (int r = 0; r < kRows; r++) {
-        const F16 scale = load_scale(w.scale[r], group * w.scale_step, w.scale_is_f32);
+  for (int64_t first = w.first; first < w.last; first += kScaleBlocks) {
+    const int64_t last = first + kScaleBlocks < w.last ? first + kScaleBlocks : w.last;
+    F16 runs[kTokens][kRows];
+    I16 sum[kTokens][kRows];
+    for (int t = 0; t < kTokens; t++)
+      for (int r = 0; r < kRows; r++) runs[t][r] = set1(0), sum[t][r] = set1_i(0);
+    for (int64_t b = first; b < last; b++) {
+      const uint8_t* tile[kRows];
+      for (int r = 0; r < kRows; r++) tile[r] = w.tile[r] + b * w.tile_step;
+      unroll<kParts>([&](auto part_constant) __attribute__((always_inline)) {
+        constexpr int part = decltype(part_constant)::value;
+        const int64_t index = b * kParts + part;
+        if (index >= w.n_parts) return;
         for (int t = 0; t < kTokens; t++) {
-          F16 g = to_float(sum[t][r]) * set1(w.x_scale[t * w.blocks + b]);
-          if (spans) {
-            float* kept = w.group + t * w.stride + r * 16;
-            g = fma(to_float(sum[t][r]), set1(w.x_scale[t * w.blocks + b]), load(kept));
-            store(kept, ends ? set1(0) : g);
-          }
-          if (ends) out[t][r] = fma(g, scale, out[t][r]);
+          const int32_t* s = w.sum + (t * w.blocks + b) * 2;
+          const I16 start = set1_i(zero * (kParts == 1 ? s[0] + s[1] : s[part]));
+          for (int r = 0; r < kRows; r++) sum[t][r] = spans ? add(sum[t][r], start) : start;
         }
+        dot_rows<Format, kRows, kTokens, part * kPartRows, kPartRows>(tile, w.q + b * 64, w.blocks * 64, sum);
+        const bool group_ends = !spans || --left == 0 || index + 1 == w.n_parts;
+        if (group_ends || (b + 1 == last && part + 1 == kParts)) {
+          for (int r = 0; r < kRows; r++) {
+            const F16 scale = load_scale(w.scale[r], group * w.scale_step, w.scale_is_f32);
+            for (int t = 0; t < kTokens; t++) {
+              runs[t][r] = fma(to_float(sum[t][r]), scale, runs[t][r]);
+              if (spans) sum[t][r] = set1_i(0);
+            }
+          }
+        }
+        if (group_ends) group++, left = w.group_parts;
+      });
+    }
+    for (int t = 0; t < kTokens; t++) {
+      const F16 x_scale = set1(w.x_scale[t * w.scales + first / kScaleBlocks]);
+      for (int r = 0; r < kRows; r++) {
+        float* out = w.out + t * w.stride + r * 16;
+        store(out, fma(runs[t][r], x_scale, load(out)));
       }
-      if (!spans || left == 0) group++, left = w.group_parts;
-    });
+    }
   }
-  for (int t = 0; t < kTokens; t++)
-    for (int r = 0; r < kRows; r++) store(w.out + t * w.stride + r * 16, out[t][r]);
 }
 
 template <class Format, int kPartRows, int kTokens>
@@ -123,11 +129,11 @@ LIBREMOE_INLINE void step_tokens(Walk& w, int64_t& left) {
       for (int r = 0; r < 4; r += kRows) {
         Walk rows = w;
         for (int i = 0; i < kRows; i++) rows.tile[i] = w.tile[r + i], rows.scale[i] = w.scale[r + i];
-        rows.out += 16 * r, rows.group += 16 * r;
+        rows.out += 16 * r;
         w.group_parts > 1 ? micro<Format, kRows, kTokens, kPartRows, true>(rows) : micro<Format, kRows, kTokens, kPartRows, false>(rows);
       }
-      w.q += kTokens * w.blocks * 64, w.x_scale += kTokens * w.blocks, w.sum += kTokens * w.blocks * 2;
-      w.out += kTokens * w.stride, w.group += kTokens * w.stride;
+      w.q += kTokens * w.blocks * 64, w.x_scale += kTokens * w.scales, w.sum += kTokens * w.blocks * 2;
+      w.out += kTokens * w.stride;
     }
   }
 }
@@ -183,6 +189,7 @@ LIBREMOE_INLINE void swap_quarters(float* p) {
     for (int lane = 0; lane < 4; lane++) __builtin_memcpy(p + 16 * j + 4 * lane, t + 16 * lane + 4 * j, 16);
 }
 
+// The scales of 64 outputs, in interleave()'s order.
 static void columns_scales(const Weight& w, int64_t group, int64_t out0, float scales[64]) {
   for (int i = 0; i < 64; i++) {
     const int64_t at = group * w.scale_stride + out0 + i;
@@ -193,25 +200,28 @@ static void columns_scales(const Weight& w, int64_t group, int64_t out0, float s
     }
     __builtin_memcpy(scales + i, &bits, 4);
   }
+  swap_quarters(scales);
 }
 
-// What columns_few keeps of a strip: sums of the block at hand, and of the group; outputs in interleave()'s order.
+// What columns_few keeps of a strip: sums of the run at hand, and over the runs of an activation scale; outputs in interleave()'s
+// order.
 struct ColumnsStrip {
   const Quantised& x;
   int64_t slot0, n, width;
   int32_t* sums;  // (n, width)
-  float* group;   // (n, width)
+  float* runs;    // (n, width)
 };
 
-// kTokens tokens x 64 outputs x kRun * 4 inputs from in0.
+// kTokens tokens x 64 outputs x kRun * 4 inputs from in0. scales: of the 64 outputs where a run ends here, or null.
 template <int kTokens, int kRun>
 LIBREMOE_INLINE void columns_dots(const ColumnsStrip& strip, const int8_t* piece, int64_t stride, int64_t in0, int64_t first,
-                                  int64_t o, int32_t offsets[], bool starts, bool ends) {
+                                  int64_t o, int32_t offsets[], bool starts, const float* scales) {
   const Quantised& x = strip.x;
   I16 sum[kTokens][4];
   for (int t = 0; t < kTokens; t++)
     for (int j = 0; j < 4; j++)
-      sum[t][j] = starts ? set1_i(offsets[first + t]) : load_i(strip.sums + (first + t) * strip.width + o + 16 * j);
+      sum[t][j] = starts ? set1_i(offsets[first + t])
+                         : add(load_i(strip.sums + (first + t) * strip.width + o + 16 * j), set1_i(offsets[first + t]));
   const int8_t* q = x.q + (strip.slot0 + first) * x.blocks * 64 + in0;
   unroll<kRun>([&](auto row_constant) __attribute__((always_inline)) {
     constexpr int row = decltype(row_constant)::value;
@@ -225,26 +235,21 @@ LIBREMOE_INLINE void columns_dots(const ColumnsStrip& strip, const int8_t* piece
   for (int t = 0; t < kTokens; t++)
     for (int j = 0; j < 4; j++) {
       const int64_t at = (first + t) * strip.width + o + 16 * j;
-      if (!ends) {
-        store_i(strip.sums + at, sum[t][j]);
-        continue;
-      }
-      const F16 x_scale = set1(x.scale[(strip.slot0 + first + t) * x.blocks + in0 / 64]);
-      store(strip.group + at, fma(to_float(sum[t][j]), x_scale, load(strip.group + at)));
+      if (scales) store(strip.runs + at, fma(to_float(sum[t][j]), load(scales + 16 * j), load(strip.runs + at)));
+      else store_i(strip.sums + at, sum[t][j]);
     }
 }
 
-// out += group * scale of 64 outputs of every token, and the group starts again.
-static void columns_end_group(const Weight& w, const ColumnsStrip& strip, int64_t group, int64_t out0, int64_t o, float* out) {
-  float scales[64];
-  columns_scales(w, group, out0 + o, scales);
+// out += runs * activation scale of 64 outputs of every token, and the runs start again.
+static void columns_end_runs(const ColumnsStrip& strip, int64_t in0, int64_t o, float* out) {
   for (int64_t t = 0; t < strip.n; t++) {
-    float* g = strip.group + t * strip.width + o;
-    swap_quarters(g);
+    const F16 x_scale = set1(strip.x.scale[(strip.slot0 + t) * strip.x.scales + in0 / kScaleInputs]);
+    float* runs = strip.runs + t * strip.width + o;
+    swap_quarters(runs);
     for (int j = 0; j < 64; j += 16) {
       float* y = out + t * strip.width + o + j;
-      store(y, fma(load(g + j), load(scales + j), load(y)));
-      store(g + j, set1(0));
+      store(y, fma(load(runs + j), x_scale, load(y)));
+      store(runs + j, set1(0));
     }
   }
 }
@@ -254,31 +259,34 @@ static void columns_end_group(const Weight& w, const ColumnsStrip& strip, int64_
 template <int kRun>
 static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int64_t n, int64_t out0, int64_t width, Scratch& scratch,
                         float* out) {
-  const ColumnsStrip strip{x, slot0, n, width, reinterpret_cast<int32_t*>(scratch.panel), scratch.group};
-  const int64_t part_inputs = w.group % 64 ? 32 : 64, last = out0 + width < w.n_out ? width : w.n_out - out0;
-  __builtin_memset(strip.group, 0, sizeof(float) * size_t(n * width));
-  for (int64_t in0 = 0; in0 < w.n_in; in0 += 4 * kRun) {
-    // The last run of a block closes it, also where inputs end before; inputs past the end are zeros in x.
-    const bool starts = in0 % part_inputs == 0, at_end = in0 + 4 * kRun >= w.n_in;
-    const bool ends = at_end || (in0 + 4 * kRun) % part_inputs == 0;
-    int32_t offsets[kFewTokens];
-    for (int64_t t = 0; t < n; t++) {
+  const ColumnsStrip strip{x, slot0, n, width, reinterpret_cast<int32_t*>(scratch.panel), scratch.runs};
+  constexpr int64_t kInputs = 4 * kRun;
+  const int64_t last = out0 + width < w.n_out ? width : w.n_out - out0;
+  __builtin_memset(strip.runs, 0, sizeof(float) * size_t(n * width));
+  for (int64_t in0 = 0; in0 < w.n_in; in0 += kInputs) {
+    const int64_t next = in0 + kInputs;  // may lie past the inputs' end; those are zeros in x
+    const bool starts = in0 % w.group == 0 || in0 % kScaleInputs == 0;
+    const bool scale_ends = next >= w.n_in || next % kScaleInputs == 0, run_ends = scale_ends || next % w.group == 0;
+    int32_t offsets[kFewTokens] = {};  // for whole halves of blocks
+    for (int64_t t = 0; t < n && in0 % 32 == 0; t++) {
       const int32_t* s = x.sum + ((slot0 + t) * x.blocks + in0 / 64) * 2;
-      offsets[t] = (kWideZero - 128) * (part_inputs == 64 ? s[0] + s[1] : s[in0 / 32 % 2]);
+      offsets[t] = (kWideZero - 128) * (kInputs == 64 ? s[0] + s[1] : s[in0 / 32 % 2]);
     }
     for (int64_t o = 0; o < last; o += 64) {
       int8_t copy[4 * kRun * 64];
       int64_t stride;
       const int8_t* piece = columns_piece(w, out0 + o, in0, 4 * kRun, copy, stride);
       for (int i = 0; i < 4 * kRun; i++) __builtin_prefetch(piece + i * stride + 512);
+      float of_outputs[64], *scales = nullptr;
+      if (run_ends) columns_scales(w, in0 / w.group, out0 + o, scales = of_outputs);
       int64_t t = 0;
       if constexpr (kMostTokens >= 6)  // two tokens of three parts, or one
-        for (; t + 6 <= n; t += 6) columns_dots<6, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
-      if (n == 3) columns_dots<3, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends), t = 3;
-      for (; t + 4 <= n; t += 4) columns_dots<4, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
-      for (; t + 2 <= n; t += 2) columns_dots<2, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
-      for (; t < n; t++) columns_dots<1, kRun>(strip, piece, stride, in0, t, o, offsets, starts, ends);
-      if (at_end || (in0 + 4 * kRun) % w.group == 0) columns_end_group(w, strip, in0 / w.group, out0, o, out);
+        for (; t + 6 <= n; t += 6) columns_dots<6, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales);
+      if (n == 3) columns_dots<3, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales), t = 3;
+      for (; t + 4 <= n; t += 4) columns_dots<4, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales);
+      for (; t + 2 <= n; t += 2) columns_dots<2, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales);
+      for (; t < n; t++) columns_dots<1, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales);
+      if (scale_ends) columns_end_runs(strip, in0, o, out);
     }
   }
 }
@@ -302,7 +310,7 @@ static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t
   }
 }
 
-static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t out0, Scratch& scratch, float* out) {
+static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t out0, float* out) {
   static constexpr int kBytes[] = {Int8::kBytes, Int4::kBytes, Int3::kBytes, Int2::kBytes};
   static constexpr int kOffset[] = {Int8::kOffset, Int4::kOffset, Int3::kOffset, Int2::kOffset};
   const int64_t tiles = (w.n_in + 63) / 64, tile_rows = (w.n_out + 15) / 16, groups = (w.n_in + w.group - 1) / w.group;
@@ -320,9 +328,9 @@ static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
   walk.offset = kOffset[w.format];
   walk.first = 0, walk.last = tiles;
   walk.n_parts = (w.n_in + part - 1) / part, walk.group_parts = w.group / part;
-  walk.q = x.q + slot0 * x.blocks * 64, walk.x_scale = x.scale + slot0 * x.blocks, walk.sum = x.sum + slot0 * x.blocks * 2;
-  walk.blocks = x.blocks;
-  walk.out = out, walk.group = scratch.group, walk.stride = kStrip;
+  walk.q = x.q + slot0 * x.blocks * 64, walk.x_scale = x.scale + slot0 * x.scales, walk.sum = x.sum + slot0 * x.blocks * 2;
+  walk.blocks = x.blocks, walk.scales = x.scales;
+  walk.out = out, walk.stride = kStrip;
   return walk;
 }
 
@@ -330,7 +338,7 @@ static Walk walk_of(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
 template <class Format>
 static void product_few(const Walk& whole, int64_t n, bool half_blocks) {
   const bool one_turn = n <= kMostTokens && n != 5;
-  const int64_t step = one_turn ? whole.last : 16;
+  const int64_t step = one_turn ? whole.last : 4 * kScaleBlocks;
   for (int64_t first = 0; first < whole.last; first += step) {
     Walk walk = whole;
     walk.first = first, walk.last = first + step < whole.last ? first + step : whole.last;
@@ -367,7 +375,7 @@ struct Vectors {
 // Panels of codes, each multiplied with all tokens while it is in a cache.
 template <class Many>
 static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t out0, Scratch& scratch) {
-  static_assert(Many::kBlocks <= kPanelBlocks, "scratch holds a panel");
+  static_assert(Many::kBlocks <= kPanelBlocks && Many::kBlocks % kScaleBlocks == 0, "scratch holds a panel of whole scales");
   for (int64_t first = 0; first < whole.last; first += Many::kBlocks) {
     Walk walk = whole;
     walk.first = first;
@@ -404,8 +412,7 @@ static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
     }
     return;
   }
-  const Walk walk = walk_of(w, x, slot0, out0, scratch, out);
-  if (walk.group_parts > 1) __builtin_memset(scratch.group, 0, sizeof(float) * size_t(n * width));
+  const Walk walk = walk_of(w, x, slot0, out0, out);
   if (n > kFewTokens) product_many<Many>(w, walk, n, out0, scratch);
   else if (w.format == kInt8) product_few<Int8>(walk, n, half_blocks);
   else if (w.format == kInt4) product_few<Int4>(walk, n, half_blocks);

@@ -18,12 +18,13 @@ LIBREMOE_INLINE F16 exp(F16 x) {
 
 LIBREMOE_INLINE F16 sigmoid(F16 x) { return set1(1.0f) / (set1(1.0f) + exp(set1(0.0f) - x)); }
 
-// 64 floats -> codes, scale and the sums of codes of each half; v becomes what is left over.
-LIBREMOE_INLINE void quantise_block(float v[64], int8_t* q, float* scale, int32_t sum[2]) {
-  int32_t bits[64], peak_bits = 0;
-  __builtin_memcpy(bits, v, sizeof bits);
-  for (int i = 0; i < 64; i++) {  // magnitudes order as their bits do, and what is not finite comes out on top
-    int32_t magnitude = bits[i] & 0x7FFFFFFF;
+// n floats (whole blocks of 64) -> codes, scale and the sums of codes of each half block; v becomes what is left over.
+LIBREMOE_INLINE void quantise_run(float* v, int64_t n, int8_t* q, float* scale, int32_t* sum) {
+  int32_t peak_bits = 0;
+  for (int64_t i = 0; i < n; i++) {  // magnitudes order as their bits do, and what is not finite comes out on top
+    int32_t magnitude;
+    __builtin_memcpy(&magnitude, v + i, 4);
+    magnitude &= 0x7FFFFFFF;
     peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
   }
   float peak;
@@ -31,27 +32,29 @@ LIBREMOE_INLINE void quantise_block(float v[64], int8_t* q, float* scale, int32_
   const bool finite = peak_bits < 0x7F800000, tiny = peak < 1e-35f;  // 127 / peak must not overflow
   const float inverse = tiny || !finite ? 0.0f : 127.0f / peak;
   const float step = !finite ? __builtin_nanf("") : tiny ? 0.0f : peak / 127.0f;
-  for (int i = 0; i < 64; i++) {
-    float r = (finite ? v[i] : 0.0f) * inverse + kRound;
-    int32_t code;
-    __builtin_memcpy(&code, &r, 4);
-    bits[i] = code - 0x4B400000;
+  for (int64_t half = 0; half < n; half += 32) {
+    int32_t codes[32], total = 0;
+    for (int i = 0; i < 32; i++) {
+      const float r = (finite ? v[half + i] : 0.0f) * inverse + kRound;
+      __builtin_memcpy(codes + i, &r, 4);
+      codes[i] -= 0x4B400000;
+    }
+    for (int i = 0; i < 32; i++) total += codes[i];
+    for (int i = 0; i < 32; i++) q[half + i] = int8_t(codes[i]);
+    for (int i = 0; i < 32; i++) v[half + i] = v[half + i] - step * float(codes[i]);
+    sum[half / 32] = total;
   }
-  sum[0] = sum[1] = 0;
-  for (int i = 0; i < 32; i++) sum[0] += bits[i], sum[1] += bits[32 + i];
-  for (int i = 0; i < 64; i++) q[i] = int8_t(bits[i]);
-  for (int i = 0; i < 64; i++) v[i] = v[i] - step * float(bits[i]);
   *scale = step;
 }
 
 static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row) {
-  for (int64_t b = block0; b < block1; b++) {
-    float v[64] = {};
-    const int64_t n = n_in - b * 64 < 64 ? n_in - b * 64 : 64;
-    __builtin_memcpy(v, x + b * 64, sizeof(float) * size_t(n));
+  for (int64_t b = block0; b < block1; b += kScaleBlocks) {
+    float v[kScaleInputs] = {};
+    const int64_t blocks = block1 - b < kScaleBlocks ? block1 - b : kScaleBlocks, left = n_in - b * 64;
+    __builtin_memcpy(v, x + b * 64, sizeof(float) * size_t(left < blocks * 64 ? left : blocks * 64));
     for (int part = 0; part < to.parts; part++) {
-      const int64_t at = (row * to.parts + part) * to.blocks + b;
-      quantise_block(v, to.q + at * 64, to.scale + at, to.sum + at * 2);
+      const int64_t to_row = row * to.parts + part, at = to_row * to.blocks + b;
+      quantise_run(v, blocks * 64, to.q + at * 64, to.scale + to_row * to.scales + b / kScaleBlocks, to.sum + at * 2);
     }
   }
 }

@@ -200,6 +200,7 @@ LIBREMOE_INLINE F16 add_exponent(F16 p, F16 n) { LIBREMOE_EACH(F16, from_bits(to
 LIBREMOE_INLINE I16 set1_i(int32_t x) { LIBREMOE_EACH(I16, x); }
 LIBREMOE_INLINE I16 load_i(const int32_t* p) { LIBREMOE_EACH(I16, p[i]); }
 LIBREMOE_INLINE void store_i(int32_t* p, I16 a) { for (int i = 0; i < 16; i++) p[i] = a.v[i]; }
+LIBREMOE_INLINE I16 add(I16 a, I16 b) { LIBREMOE_EACH(I16, a.v[i] + b.v[i]); }
 LIBREMOE_INLINE F16 to_float(I16 a) { LIBREMOE_EACH(F16, float(a.v[i])); }
 LIBREMOE_INLINE B64 load_bytes(const uint8_t* p) { B64 r; __builtin_memcpy(r.v, p, 64); return r; }
 LIBREMOE_INLINE void store_bytes(uint8_t* p, B64 a) { __builtin_memcpy(p, a.v, 64); }

@@ -67,13 +67,13 @@ struct Owned {
   }
 };
 
-// x as the kernels round it: int8 per 64 inputs, and the same of the rest where there are more parts.
+// x as the kernels round it: int8 per kScaleInputs inputs, and the same of the rest where there are more parts.
 std::vector<double> rounded(std::vector<float> x, int64_t n_rows, int64_t n_in, int parts) {
   std::vector<double> y(x.size());
   for (int part = 0; part < parts; part++)
   for (int64_t n = 0; n < n_rows; n++)
-    for (int64_t b = 0; b < n_in; b += 64) {
-      const int64_t end = std::min(b + 64, n_in);
+    for (int64_t b = 0; b < n_in; b += kScaleInputs) {
+      const int64_t end = std::min(b + kScaleInputs, n_in);
       float peak = 0;
       for (int64_t i = b; i < end; i++) peak = std::max(peak, std::fabs(x[size_t(n * n_in + i)]));
       for (int64_t i = b; i < end; i++)

@@ -3,13 +3,13 @@
 // here: bodies are compiled with different target flags, and a shared inline function would leak one set into another.
 //
 // Numerics, the same for every instruction set, batch and thread count, so that results are equal bit for bit:
-//   activations are int8 per 64 inputs, q = round_half_even(x * (127 / absmax)), scale = absmax / 127;
+//   activations are int8 per kScaleInputs inputs, q = round_half_even(x * (127 / absmax)), scale = absmax / 127;
 //   int8 weights, which are kept for exactness, get a second int8 row for what the first leaves over and a third for what the
 //   second does, as if they were more tokens, and y is row 0 + row 1 + row 2: activations then have about 23 bits, as many as
 //   float32, and decoding one token still waits for memory;
-//   a weight block is 64 inputs, or 32 where the group is no multiple of 64; of each block dot = sum q * (code - offset) exactly
-//   (formats with a half offset use doubled codes and halve the end result);
-//   g = fma(float(dot), activation scale, g) over the blocks of a group; y = fma(g, weight scale, y) over groups, in order.
+//   a run is what lies in the same group of weights and has the same activation scale; of each run dot = sum q * (code - offset)
+//   exactly (formats with a half offset use doubled codes and halve the end result);
+//   h = fma(float(dot), weight scale, h) over the runs of an activation scale, y = fma(h, activation scale, y), in order.
 #pragma once
 #include <cstdint>
 
@@ -29,12 +29,15 @@ struct Weight {
   bool columns;       // the official layout, int8 only
 };
 
-// Rows of int8 activations: q (rows, blocks * 64), padded with zeros; scale (rows, blocks); sum of q (rows, blocks * 2).
+constexpr int64_t kScaleBlocks = 4;  // blocks of 64 inputs that share an activation scale
+constexpr int64_t kScaleInputs = 64 * kScaleBlocks;
+
+// Rows of int8 activations: q (rows, blocks * 64), padded with zeros; scale (rows, scales); sum of q (rows, blocks * 2).
 struct Quantised {
   int8_t* q;
   float* scale;
   int32_t* sum;
-  int64_t blocks;
+  int64_t blocks, scales;  // scales: blocks / kScaleBlocks, rounded up
   int parts;  // rows that a token has, whose products are added: parts_of() in matmul.h
 };
 
@@ -44,11 +47,11 @@ constexpr int64_t kFewTokens = 8;       // up to here weights are streamed once 
 constexpr int64_t kTokenChunk = 512;    // tokens that a strip's accumulators are held for
 constexpr int64_t kPanelBlocks = 64;    // blocks of 64 inputs unpacked at a time: a 256 KiB panel stays in the L2 cache
 
-// One thread's working memory. out and group hold (kTokenChunk, kStrip), which is more than (kFewTokens, kColumnsStrip).
+// One thread's working memory. out and runs hold (kTokenChunk, kStrip), which is more than (kFewTokens, kColumnsStrip).
 struct Scratch {
   uint8_t* panel;      // (kPanelBlocks, 4 tiles of 1024 bytes)
   float *out, *out2;   // products; two for gate and up
-  float* group;        // sums of groups that span several blocks
+  float* runs;         // columns: sums over the runs of an activation scale
 };
 constexpr int64_t kOutFloats = kTokenChunk * kStrip;
 
@@ -82,7 +85,8 @@ struct CodeRange {
 
 struct Kernels {
   const char* name;
-  // Blocks block0..block1 of one row x (n_in floats) into rows row * parts to row * parts + parts - 1.
+  // Blocks block0..block1 of one row x (n_in floats) into rows row * parts to row * parts + parts - 1. block0 is a multiple of
+  // kScaleBlocks, and so is block1 or it is the last.
   void (*quantise)(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row);
   // out (slot1 - slot0, width) = rows slot0..slot1 of x times outputs out0..out0 + width. out0 is a multiple of 64 and width
   // is 64 (up to kColumnsStrip for columns with at most kFewTokens rows); outputs past n_out come out as zero.

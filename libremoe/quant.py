@@ -118,18 +118,25 @@ class QuantTensor:
         n_out, n_in = self.shape
         if self.layout == "columns":
             return self.data.t().to(torch.int16, memory_format=torch.contiguous_format)  # rounding follows strides
-        fmt = FORMATS[self.format]
-        codes = _unpack_planes(self.data, fmt.planes).to(torch.int16)
-        centred = codes - int(fmt.offset) if fmt.offset == int(fmt.offset) else 2 * codes - int(2 * fmt.offset)
-        return _from_tiles(centred)[:n_out, :n_in]
+        return _from_tiles(self._centred(_unpack_planes(self.data, FORMATS[self.format].planes)))[:n_out, :n_in]
+
+    def _centred(self, codes: torch.Tensor) -> torch.Tensor:
+        """Stored codes -> what codes() gives."""
+        offset = FORMATS[self.format].offset
+        codes = codes.to(torch.int16)
+        return codes - int(offset) if offset == int(offset) else 2 * codes - int(2 * offset)
 
     def group_scales(self) -> torch.Tensor:
         """(out, S) float32, to be multiplied with codes()."""
         if self.layout == "columns":
             return self.scales.t().float()
         scales = self.scales.float().transpose(1, 2).reshape(-1, self.scales.shape[1])[: self.shape[0]]
+        return scales * self._code_scale()
+
+    def _code_scale(self) -> float:
+        """What a scale is worth to codes(), which are doubled where the offset is a half."""
         offset = FORMATS[self.format].offset
-        return scales if offset == int(offset) else scales * 0.5
+        return 1.0 if offset == int(offset) else 0.5
 
     def dequantize(self) -> torch.Tensor:
         """(out, in) float32, each value int * scale rounded once."""
@@ -142,10 +149,12 @@ class QuantTensor:
             picked = QuantTensor(self.format, (len(rows), self.shape[1]), self.group, self.data[:, rows],
                                  self.scales[:, rows], self.layout)
             return picked.dequantize()
-        tiles = torch.div(rows, TILE_OUT, rounding_mode="floor")
-        picked = QuantTensor(self.format, (len(rows) * TILE_OUT, self.shape[1]), self.group, self.data[tiles],
-                             self.scales[tiles])
-        return picked.dequantize().view(len(rows), TILE_OUT, -1)[torch.arange(len(rows)), rows % TILE_OUT]
+        tiles, at = torch.div(rows, TILE_OUT, rounding_mode="floor"), rows % TILE_OUT
+        data = self.data.view(*self.data.shape[:2], -1, TILE_OUT, 4)[tiles, :, :, at]  # one output's bytes of each tile row
+        codes = _unpack_planes(data.flatten(2), FORMATS[self.format].planes, width=4)
+        values = self._centred(codes).view(len(rows), -1)[:, : self.shape[1]].float()
+        scales = self.scales[tiles, :, at].float() * self._code_scale()
+        return values * scales.repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
 
     def to_tiles(self) -> QuantTensor:
         """The same values and scales in the tiles layout."""
@@ -289,16 +298,16 @@ def _pack_planes(tiles: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
     return torch.cat(packed, dim=2) if len(packed) > 1 else packed[0].contiguous()
 
 
-def _unpack_planes(data: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
-    """The reverse of _pack_planes: (P, Q, 16, 64) uint8."""
+def _unpack_planes(data: torch.Tensor, planes: tuple[int, ...], width: int = 64) -> torch.Tensor:
+    """The reverse of _pack_planes: (P, Q, 16, width) uint8; 4 bytes of a row's width for each output."""
     p, q = data.shape[:2]
-    codes = torch.zeros(p, q, 16, 64, dtype=torch.uint8)
+    codes = torch.zeros(p, q, 16, width, dtype=torch.uint8)
     start, shift = 0, 0
     for bits in planes:
         n_rows, n_fields = 2 * bits, 8 // bits
-        byte = data[:, :, start : start + n_rows * 64].reshape(p, q, 1, n_rows, 64)
+        byte = data[:, :, start : start + n_rows * width].reshape(p, q, 1, n_rows, width)
         fields = [(byte >> (f * bits)) & ((1 << bits) - 1) for f in range(n_fields)]
-        codes |= torch.cat(fields, dim=2).view(p, q, 16, 64) << shift
-        start += n_rows * 64
+        codes |= torch.cat(fields, dim=2).view(p, q, 16, width) << shift
+        start += n_rows * width
         shift += bits
     return codes

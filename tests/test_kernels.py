@@ -32,6 +32,7 @@ INT8_ACTIVATIONS = (
 )
 FLOAT_SUMS = 5e-6  # float32 sums in another order
 ISAS = kernels.available_isas()
+SCALE_INPUTS = 256  # inputs that share an activation scale: kScaleInputs of kernels/types.h
 SHAPES = [(1, 1), (16, 64), (70, 200), (130, 97), (200, 4160 + 40)]  # odd ones, and one that spans two panels
 KINDS = [(f, g, False) for f, fmt in FORMATS.items() for g in fmt.groups] + [
     ("int8", g, True) for g in (32, 64, 96, 128, 8192)
@@ -58,7 +59,7 @@ def weight(format: str, n_out: int, n_in: int, group: int, columns: bool, seed: 
 def linear_in_float64(x: torch.Tensor, w: QuantTensor) -> torch.Tensor:
     """The formula of kernels/types.h with activations as int8, in float64."""
     n, n_in = x.shape
-    rest = torch.nn.functional.pad(x, (0, -n_in % 64)).view(n, -1, 64)
+    rest = torch.nn.functional.pad(x, (0, -n_in % SCALE_INPUTS)).view(n, -1, SCALE_INPUTS)
     rounded = torch.zeros_like(rest, dtype=torch.float64)
     for _ in range(3 if w.format == "int8" else 1):
         peak = rest.abs().amax(-1, keepdim=True)
