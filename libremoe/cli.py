@@ -341,6 +341,8 @@ def _add_make_tiny(commands) -> None:  # type: ignore[no-untyped-def]
     tiny.add_argument("--layers", type=int, help="this many layers instead of the preset's")
     tiny.add_argument("--as", dest="as_", choices=("native", "ckpt", "gguf"), default="native")
     tiny.add_argument("--format", default="int8", help="native: f32, bf16, int8, int4, ...; gguf: f32, f16, q8_0, q4_0")
+    tiny.add_argument("--head", choices=("f32", "bf16", "int8", "int4"),
+                      help="native: of the embedding and output tables; default: f32 beside int8, int8 below")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--json", action="store_true")
 

@@ -150,7 +150,7 @@ class QuantTensor:
                                  self.scales[:, rows], self.layout)
             return picked.dequantize()
         tiles, at = torch.div(rows, TILE_OUT, rounding_mode="floor"), rows % TILE_OUT
-        data = self.data.view(*self.data.shape[:2], -1, TILE_OUT, 4)[tiles, :, :, at]  # one output's bytes of each tile row
+        data = self.data.view(*self.data.shape[:2], -1, TILE_OUT, 4)[tiles, :, :, at]  # one output's bytes of each row
         codes = _unpack_planes(data.flatten(2), FORMATS[self.format].planes, width=4)
         values = self._centred(codes).view(len(rows), -1)[:, : self.shape[1]].float()
         scales = self.scales[tiles, :, at].float() * self._code_scale()

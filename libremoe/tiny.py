@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from libremoe.config import ModelConfig, preset
-from libremoe.convert import TARGETS, convert_reader
+from libremoe.convert import HEAD_FORMATS, TARGETS, convert_reader
 from libremoe.errors import LibremoeError
 from libremoe.experts import Expert, Weight
 from libremoe.progress import size_text
@@ -47,10 +47,10 @@ _NOTICE_TEXT = "The weights of this model are random numbers (libremoe make-tiny
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: dst, dims, layers, as_, format, seed, json. Exit status 0; 130 when interrupted."""
+    """The command. args: dst, dims, layers, as_, format, head, seed, json. Exit status 0; 130 when interrupted."""
     try:
         summary = make_tiny(args.dst, args.as_, args.dims, args.layers, args.format, args.seed,
-                            shown=not args.json)
+                            args.head, shown=not args.json)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
@@ -63,13 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "tiny",
-              layers: int | None = None, format: str = "int8", seed: int = 0,
+              layers: int | None = None, format: str = "int8", seed: int = 0, head: str | None = None,
               shown: bool = False) -> dict[str, Any]:
     """Write a random model to dst, which must not exist; returns the summary that --json prints.
 
     as_: "native" (formats: convert.TARGETS), "ckpt" (the official layout, which is int8) or "gguf"
     (formats: gguf_writer.QUANTS; int8 means q8_0). dims: a preset's name or a configuration. layers:
-    instead of its own. Raises LibremoeError for a combination that does not exist, and for a dst that does.
+    instead of its own. head: of the tables in native files, one of convert.HEAD_FORMATS. Raises LibremoeError for a
+    combination that does not exist, and for a dst that does.
     """
     dst = Path(dst)
     config = preset(dims) if isinstance(dims, str) else dims
@@ -77,13 +78,13 @@ def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "t
         config = dataclasses.replace(config, n_layers=layers)
     if as_ == "gguf" and format == "int8":
         format = "q8_0"
-    _check(dst, as_, config, format)
+    _check(dst, as_, config, format, head)
     write = {"native": _write_native, "ckpt": _write_ckpt, "gguf": _write_gguf}[as_]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.json"
         tokenizer.write_text(byte_tokenizer(config.vocab_size), encoding="utf-8")
         narrow = as_ == "native" and format in FORMATS
-        reader = RandomReader(config, format if narrow else "int8", seed, tokenizer)
+        reader = RandomReader(config, format if narrow else "int8", seed, tokenizer, head)
         try:
             write(dst, reader, format, shown)
         except OSError as error:
@@ -93,7 +94,7 @@ def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "t
             "parameters": config.n_params(), "config": config.to_dict()}
 
 
-def _check(dst: Path, as_: str, config: ModelConfig, format: str) -> None:
+def _check(dst: Path, as_: str, config: ModelConfig, format: str, head: str | None) -> None:
     if config.n_layers > MAX_LAYERS:
         raise LibremoeError(f"--layers {config.n_layers} is more than {MAX_LAYERS}")
     formats = {"native": TARGETS, "ckpt": ("int8",), "gguf": GGUF_QUANTS}
@@ -101,6 +102,8 @@ def _check(dst: Path, as_: str, config: ModelConfig, format: str) -> None:
         raise LibremoeError(f"no file format {as_!r}; there are: {', '.join(formats)}")
     if format not in formats[as_]:
         raise LibremoeError(f"no format {format!r} as {as_}; there are: {', '.join(formats[as_])}")
+    if head is not None and (as_ != "native" or head not in HEAD_FORMATS):
+        raise LibremoeError(f"--head {head}: native files have {', '.join(HEAD_FORMATS)}; others have no choice")
     if as_ == "ckpt" and config.family != "grok-1":
         raise LibremoeError(f"the official checkpoint layout holds Grok-1 only, not {config.family}")
     if as_ != "native" and dst.exists():  # a native one is a conversion, which may go on
@@ -117,7 +120,7 @@ class RandomReader:
     """A reader (weights/__init__.py) whose weights are made when they are read.
 
     format: of linear weights: int8 with the groups of the release for Grok-1, else any of quant.FORMATS
-    with its default group. Embedding and head are float32 beside int8, and int8 beside narrower formats;
+    with its default group. Embedding and head are as `head` says, else float32 beside int8 and int8 beside less;
     norms scatter around 1; all else has mean 0 and a standard deviation that keeps activations near 1.
     """
 
@@ -125,10 +128,11 @@ class RandomReader:
     licence: str | None = None
 
     def __init__(self, config: ModelConfig, format: str = "int8", seed: int = 0,
-                 tokenizer: Path | None = None):
+                 tokenizer: Path | None = None, head: str | None = None):
         self.path = Path(f"random weights with seed {seed}")
         self.config = config
         self.format = format
+        self.head = head
         self.seed = seed
         self.tokenizer = tokenizer
         self._shapes = parameter_names(config)
@@ -141,8 +145,10 @@ class RandomReader:
         if name.endswith(("norm.weight", "router.weight")):
             return WeightLayout("f32", shape)
         if name in ("embed.weight", "head.weight"):
-            narrow = WeightLayout("int8", shape, 64, "bf16")
-            return WeightLayout("f32", shape) if self.format == "int8" else narrow
+            head = self.head or ("f32" if self.format == "int8" else "int8")
+            if head not in FORMATS:
+                return WeightLayout("f32", shape)
+            return WeightLayout(head, shape, 64 if head == "int8" else 32, "bf16")
         group = FORMATS[self.format].groups[0]
         if self.format == "int8" and self.config.family == "grok-1":
             cut = name.endswith(("attn.o.weight", "down.weight")) and shape[1] % OFFICIAL_SHARDS == 0
@@ -223,7 +229,7 @@ def _letters(i: int) -> str:
 
 
 def _write_native(dst: Path, reader: RandomReader, format: str, shown: bool) -> None:
-    convert_reader(reader, dst, format, random=True, shown=shown, title="writing random weights")
+    convert_reader(reader, dst, format, reader.head, random=True, shown=shown, title="writing random weights")
 
 
 def _write_ckpt(dst: Path, reader: RandomReader, format: str, shown: bool) -> None:

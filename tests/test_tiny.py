@@ -137,8 +137,16 @@ def test_a_failure_leaves_nothing(tmp_path: Path, as_: str, monkeypatch: pytest.
 
 
 def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = Namespace(dst=tmp_path / "m", dims="tiny", layers=1, as_="native", format="int4", seed=1, json=True)
+    args = Namespace(dst=tmp_path / "m", dims="tiny", layers=1, as_="native", format="int4", seed=1, head=None, json=True)
     assert tiny.run(args) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["config"]["n_layers"] == 1
     assert summary["bytes"] == sum(p.stat().st_size for p in (tmp_path / "m").iterdir())
+
+
+def test_tables_have_the_format_asked_for(tmp_path: Path) -> None:
+    for head, stored in (("int8", "int8"), ("int4", "int4"), ("bf16", "bf16"), (None, "f32")):
+        make_tiny(tmp_path / str(head), format="int8", head=head)
+        assert open_checkpoint(tmp_path / str(head)).entry("embed.weight").format == stored
+    with pytest.raises(LibremoeError, match="--head int4: native files"):
+        make_tiny(tmp_path / "gguf", as_="gguf", head="int4")

@@ -1,6 +1,6 @@
 """The operations of reference.py over the compiled kernels (kernels/), for tensors on the processor, without copies.
 
-Activations are int8 per 64 inputs where weights have 4 bits or fewer, and three times that, about as exact as float32,
+Activations are int8 per 256 inputs where weights have 4 bits or fewer, and three times that, about as exact as float32,
 where weights are int8 (kernels/types.h says how exactly); all else is float32.
 A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set. Whatever the
 kernels do not cover goes to reference.py: gradients, other devices and types, weights whose group is no multiple of 32,
