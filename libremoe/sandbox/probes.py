@@ -21,7 +21,7 @@ from pathlib import Path
 
 from libremoe.sandbox import Limits, Outcome, SandboxError, run
 
-LIMITS = Limits(wall_s=20.0, cpu_s=1, memory_bytes=256 << 20, work_bytes=8 << 20, file_bytes=4 << 20, n_files=500,
+LIMITS = Limits(wall_s=90.0, cpu_s=1, memory_bytes=256 << 20, work_bytes=8 << 20, file_bytes=4 << 20, n_files=500,
                 output_bytes=1 << 16, n_threads=16)
 SLOW_LIMITS = Limits(wall_s=1.0, cpu_s=10, memory_bytes=256 << 20, n_threads=16)  # for those that only the clock ends
 
