@@ -247,7 +247,9 @@ def test_a_budget_stops_when_it_is_decided(rate: float, want: str, tmp_path: Pat
     assert (result["stopped"], result["against"]["decision"]) == ("decided", want)
     assert result["n"] < 300 and result["interval"]["method"] == results.RUNNING
     text = "\n".join(results.lines([result]))
-    assert f"{want} Grok-1's 62.9 %" in text and f"{result['n']} of 1000" in text
+    assert f"    {want} Grok-1's 62.9 %" in text and f"{result['n']} of 1000" in text
+    result["against"] = {"name": run.against("70%", "gsm8k")[0], "score": 0.7, "decision": want}
+    assert f"    {want} 70.0 % (" in "\n".join(results.lines([result]))
 
 
 def test_a_spent_budget_says_so(tmp_path: Path) -> None:

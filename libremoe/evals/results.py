@@ -109,7 +109,8 @@ def lines(results: Sequence[dict[str, Any]]) -> list[str]:
         if "against" in result:
             verdict = result["against"]["decision"]
             said = f"{verdict}" if verdict else "not decided whether above or below"
-            shown.append(f"    {said} {result['against']['name']}'s {100 * result['against']['score']:.1f} % "
+            whose = f"{result['against']['name']}'s " if result["against"]["name"] else ""
+            shown.append(f"    {said} {whose}{100 * result['against']['score']:.1f} % "
                          f"({result['interval']['method']}, stopped: {result['stopped']})")
         if result["errors"]:
             shown.append(f"    {result['errors']} items could not be asked and count as wrong; answers.jsonl says why")

@@ -187,7 +187,8 @@ def seconds(text: str) -> float:
 
 
 def against(text: str | None, task: str) -> tuple[str, float] | None:
-    """Whose published score decides, and it: by default Grok-1's. text: a model's name, or a score in per cent."""
+    """Whose published score decides, and it: by default Grok-1's. text: a model's name, or a score in per cent, which
+    is nobody's ("")."""
     known = {one.model.lower().replace(" ", "-"): one for one in published(task)}
     if text is None:
         return next(((one.model, one.score) for one in known.values()), None)
@@ -201,7 +202,7 @@ def against(text: str | None, task: str) -> tuple[str, float] | None:
         score = -1.0
     if not 0 <= score <= 100:
         raise LibremoeError(f"--against {text}: wants grok-1, gpt-3.5, llama-2-70b, or a score in per cent")
-    return f"{score:g} %", score / 100
+    return "", score / 100
 
 
 def _names(text: str) -> list[str]:
