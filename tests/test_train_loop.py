@@ -45,7 +45,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _command(recipe: Path, data: Path, out: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "libremoe.cli", "train", str(recipe), "--data", str(data), "--out", str(out),
-            "--threads", "2", "--device", "cpu", "--json", *flags]
+            "--threads", "1", "--device", "cpu", "--json", *flags]
 
 
 def _weights(out: Path) -> dict[str, bytes]:
