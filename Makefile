@@ -34,12 +34,12 @@ build/asan/test_kernels: $(VENV)/installed
 	  -DCMAKE_CXX_FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(VENV)/bin/cmake --build build/asan --target test_kernels
 
-# The pool under the thread sanitizer.
+# The pool, and every kernel in it, under the thread sanitizer.
 test-threads: setup
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH cmake -G Ninja -S . -B build/tsan -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_BUILD_TYPE=None \
 	  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=thread"
 	$(VENV)/bin/cmake --build build/tsan --target test_kernels
-	build/tsan/test_kernels pool
+	build/tsan/test_kernels
 
 lint: setup
 	$(VENV)/bin/ruff check .

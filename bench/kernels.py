@@ -10,6 +10,7 @@ share is against the better of the two. Weights are random codes: only their byt
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -21,7 +22,7 @@ import torch
 from libremoe import _kernels
 from libremoe.batch import BLOCK_SIZE, Batch, LayerCache
 from libremoe.experts import Expert
-from libremoe.ops import cpu
+from libremoe.ops import cpu, reference
 from libremoe.quant import FORMATS, QuantTensor
 
 DIM, HIDDEN_DIM, VOCAB = 6144, 32_768, 131_072  # Grok-1
@@ -128,12 +129,14 @@ def attention_rows(contexts: list[int], repeats: int) -> list[tuple[str, float, 
     for context in contexts:
         blocks = context // BLOCK_SIZE
         shape = (blocks, BLOCK_SIZE, N_KV_HEADS, HEAD_DIM)
-        cache = LayerCache(
-            torch.randn(shape).bfloat16(),
-            torch.randn(shape).bfloat16(),
-            torch.ones(blocks, BLOCK_SIZE, dtype=torch.bool),
-        )
-        for n in (1, 64):
+        exact, seen = torch.randn(shape), torch.ones(blocks, BLOCK_SIZE, dtype=torch.bool)
+        codes, scales = reference.to_int8(exact)
+        caches = {
+            "f32": LayerCache(exact, exact.clone(), seen),
+            "bf16": LayerCache(exact.bfloat16(), exact.bfloat16(), seen),
+            "int8": LayerCache(codes, codes.clone(), seen, scales, scales.clone()),
+        }
+        for (kind, cache), n in itertools.product(caches.items(), (1, 64)):
             q = torch.randn(n, N_HEADS, HEAD_DIM)
             kv = torch.randn(n, N_KV_HEADS, HEAD_DIM)
             batch = Batch([0, n], torch.arange(context - n, context), [context], [list(range(blocks))])
@@ -145,9 +148,9 @@ def attention_rows(contexts: list[int], repeats: int) -> list[tuple[str, float, 
             )
             rows.append(
                 (
-                    f"attention bf16, {n} tokens at {context} of context",
+                    f"attention {kind}, {n} tokens at {context} of context",
                     seconds,
-                    cache.k.nbytes * 2,
+                    sum(t.nbytes for t in (cache.k, cache.v, cache.k_scale, cache.v_scale) if t is not None),
                     4 * n * N_HEADS * HEAD_DIM * context,
                 )
             )

@@ -11,15 +11,15 @@ constexpr int kAttendRows = 3, kAttendWide = 2;
 constexpr int kAttendRows = 1, kAttendWide = 1;
 #endif
 
-template <bool kBf16>
-LIBREMOE_INLINE F16 load_kv(const void* from, int64_t at) {
-  if constexpr (kBf16) return load_bf16(static_cast<const uint16_t*>(from) + at);
-  else return load(static_cast<const float*>(from) + at);
-}
+LIBREMOE_INLINE F16 load_kv(const float* from) { return load(from); }
+LIBREMOE_INLINE F16 load_kv(const uint16_t* from) { return load_bf16(from); }
+LIBREMOE_INLINE F16 load_kv(const int8_t* from) { return load_int8(from); }
 
-// Keys and values of a block, rows of whole vectors.
+// Keys and values of a block, rows of whole vectors. Of int8 these are the codes, here and when widened: a key's scale goes to
+// its score, a value's to its weight, so that both ways have the same bits.
+template <class T>
 struct Block {
-  const void *k, *v;
+  const T *k, *v;
   int64_t stride, padded;  // elements from a key to the next, and of one
 };
 
@@ -31,9 +31,9 @@ LIBREMOE_INLINE void fetch_ahead(const void* next, const AttendArgs& a, int64_t 
 
 // Scores of kRows query rows and keys from..to, each a sum in the order of hsum(), into scores (kRows, 64), which are
 // written in whole vectors: what lies past the end is the last key's.
-template <int kRows, bool kBf16>
-LIBREMOE_INLINE void score(const AttendArgs& a, const Block& block, int64_t row, int64_t from, int64_t to, float* scores) {
-  const F16 scale = set1(a.scale), cap = set1(a.softcap), twice_inverse = set1(a.softcap > 0 ? 2.0f / a.softcap : 0.0f);
+template <int kRows, class T>
+LIBREMOE_INLINE void score(const AttendArgs& a, const Block<T>& block, int64_t row, int64_t from, int64_t to, float* scores) {
+  const F16 cap = set1(a.softcap), twice_inverse = set1(a.softcap > 0 ? 2.0f / a.softcap : 0.0f);
   const float* q = a.q + row * a.q_stride;
   F16 sums[kRows][16];
   for (int64_t s = from / 16 * 16; s < to; s += 16) {
@@ -49,7 +49,7 @@ LIBREMOE_INLINE void score(const AttendArgs& a, const Block& block, int64_t row,
         for (int j = 0; j < kAttendWide; j++) sum[r][j] = set1(0);
       for (int64_t i = 0; i < block.padded; i += 16) {
         F16 key[kAttendWide];
-        for (int j = 0; j < kAttendWide; j++) key[j] = load_kv<kBf16>(block.k, at[j] + i);
+        for (int j = 0; j < kAttendWide; j++) key[j] = load_kv(block.k + at[j] + i);
         for (int r = 0; r < kRows; r++) {
           const F16 query = load(q + r * a.q_stride + i);
           for (int j = 0; j < kAttendWide; j++) sum[r][j] = fma(query, key[j], sum[r][j]);
@@ -58,6 +58,7 @@ LIBREMOE_INLINE void score(const AttendArgs& a, const Block& block, int64_t row,
       for (int r = 0; r < kRows; r++)
         for (int j = 0; j < kAttendWide; j++) sums[r][piece + j] = sum[r][j];
     }
+    const F16 scale = a.k_scale ? load(a.k_scale + s) * set1(a.scale) : set1(a.scale);
     for (int r = 0; r < kRows; r++) {
       F16 score = hsum16(sums[r]) * scale;
       if (a.softcap > 0) score = cap - (cap + cap) / (set1(1.0f) + exp(score * twice_inverse));  // cap * tanh(score / cap)
@@ -105,8 +106,8 @@ LIBREMOE_INLINE void soften(float* scores, const int64_t* from, const int64_t* t
 }
 
 // acc = acc * change + sum of weights[s] * values[s] for kRows rows and 16 * kVectors columns from i, keys from..to in order.
-template <int kRows, int kVectors, bool kBf16>
-LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block& block, int64_t i, const float* weights, const float* change, float* acc,
+template <int kRows, int kVectors, class T>
+LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block<T>& block, int64_t i, const float* weights, const float* change, float* acc,
                                 int64_t from, int64_t to) {
   F16 sum[kRows][kVectors];
   for (int r = 0; r < kRows; r++)
@@ -114,7 +115,7 @@ LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block& block, int64_t
   for (int64_t s = from; s < to; s++) {
     if (i == 0) fetch_ahead(a.next_v, a, s);
     F16 value[kVectors];
-    for (int j = 0; j < kVectors; j++) value[j] = load_kv<kBf16>(block.v, s * block.stride + i + 16 * j);
+    for (int j = 0; j < kVectors; j++) value[j] = load_kv(block.v + s * block.stride + i + 16 * j);
     for (int r = 0; r < kRows; r++) {
       const F16 weight = set1(weights[64 * r + s]);
       for (int j = 0; j < kVectors; j++) sum[r][j] = fma(weight, value[j], sum[r][j]);
@@ -124,8 +125,8 @@ LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block& block, int64_t
     for (int j = 0; j < kVectors; j++) store(acc + r * block.padded + i + 16 * j, sum[r][j]);
 }
 
-template <int kRows, bool kBf16>
-static void attend_rows(const AttendArgs& a, const Block& block, int64_t row) {
+template <int kRows, class T>
+static void attend_rows(const AttendArgs& a, const Block<T>& block, int64_t row) {
   int64_t from[kRows], to[kRows], first = 64, last = 0;
   for (int r = 0; r < kRows; r++) {
     from[r] = a.visible_from[row + r] > a.key0 ? a.visible_from[row + r] - a.key0 : 0;
@@ -138,48 +139,62 @@ static void attend_rows(const AttendArgs& a, const Block& block, int64_t row) {
   }
   if (last == 0) return;
   alignas(64) float weights[64 * kRows], change[16];
-  score<kRows, kBf16>(a, block, row, first, last, weights);
+  score<kRows>(a, block, row, first, last, weights);
   soften<kRows>(weights, from, to, a.m + row, a.l + row, change);
+  for (int at = 0; a.v_scale && at < 64 * kRows; at += 16) store(weights + at, load(weights + at) * load(a.v_scale + at % 64));
   float* acc = a.acc + row * block.padded;
   int64_t i = 0;
   for (; i + 16 * kAttendWide <= block.padded; i += 16 * kAttendWide)
-    add_values<kRows, kAttendWide, kBf16>(a, block, i, weights, change, acc, first, last);
-  for (; i < block.padded; i += 16) add_values<kRows, 1, kBf16>(a, block, i, weights, change, acc, first, last);
+    add_values<kRows, kAttendWide>(a, block, i, weights, change, acc, first, last);
+  for (; i < block.padded; i += 16) add_values<kRows, 1>(a, block, i, weights, change, acc, first, last);
 }
 
-template <bool kBf16>
-LIBREMOE_INLINE void attend_all(const AttendArgs& a, const Block& block) {
+template <class T>
+LIBREMOE_INLINE void attend_all(const AttendArgs& a, const Block<T>& block) {
   int64_t row = 0;
-  for (; row + kAttendRows <= a.rows; row += kAttendRows) attend_rows<kAttendRows, kBf16>(a, block, row);
+  for (; row + kAttendRows <= a.rows; row += kAttendRows) attend_rows<kAttendRows>(a, block, row);
   if constexpr (kAttendRows > 4)
-    for (; row + 4 <= a.rows; row += 4) attend_rows<4, kBf16>(a, block, row);
+    for (; row + 4 <= a.rows; row += 4) attend_rows<4>(a, block, row);
   if constexpr (kAttendRows > 2)
-    for (; row + 2 <= a.rows; row += 2) attend_rows<2, kBf16>(a, block, row);
-  for (; row < a.rows; row++) attend_rows<1, kBf16>(a, block, row);
+    for (; row + 2 <= a.rows; row += 2) attend_rows<2>(a, block, row);
+  for (; row < a.rows; row++) attend_rows<1>(a, block, row);
 }
 
-LIBREMOE_INLINE void widen(const void* from, bool is_bf16, int64_t at, int64_t n, float* to) {
+template <class T>
+LIBREMOE_INLINE void widen(const T* from, int64_t n, float* to) {
   for (int64_t i = 0; i < n; i += 16) {
-    if (n - i >= 16) store(to + i, is_bf16 ? load_bf16(static_cast<const uint16_t*>(from) + at + i)
-                                           : load(static_cast<const float*>(from) + at + i));
-    else store(to + i, load_weights(from, is_bf16, at + i, n - i));
+    if (n - i >= 16) {
+      store(to + i, load_kv(from + i));
+      continue;
+    }
+    T tail[16] = {};
+    __builtin_memcpy(tail, from + i, sizeof(T) * size_t(n - i));
+    store(to + i, load_kv(tail));
   }
 }
 
-static void attend(const AttendArgs& a) {
+template <class T>
+static void attend_block(const AttendArgs& a) {
+  const T *k = static_cast<const T*>(a.k), *v = static_cast<const T*>(a.v);
   const int64_t padded = (a.head_dim + 15) / 16 * 16;
-  if (padded == a.head_dim && a.rows <= kAttendRows) {  // few rows: keys and values as they lie
-    const Block block{a.k, a.v, a.kv_stride, padded};
-    return a.kv_is_bf16 ? attend_all<true>(a, block) : attend_all<false>(a, block);
-  }
+  if (padded == a.head_dim && a.rows <= kAttendRows)  // few rows: keys and values as they lie
+    return attend_all(a, Block<T>{k, v, a.kv_stride, padded});
   float *keys = a.work, *values = keys + 64 * padded;
   for (int64_t s = 0; s < a.n_keys; s++) {
-    widen(a.k, a.kv_is_bf16, s * a.kv_stride, a.head_dim, keys + s * padded);
-    widen(a.v, a.kv_is_bf16, s * a.kv_stride, a.head_dim, values + s * padded);
+    widen(k + s * a.kv_stride, a.head_dim, keys + s * padded);
+    widen(v + s * a.kv_stride, a.head_dim, values + s * padded);
   }
   AttendArgs widened = a;
   widened.next_k = widened.next_v = nullptr;
-  attend_all<false>(widened, {keys, values, padded, padded});
+  attend_all(widened, Block<float>{keys, values, padded, padded});
+}
+
+static void attend(const AttendArgs& a) {
+  switch (a.kv_type) {
+    case KvType::kF32: return attend_block<float>(a);
+    case KvType::kBf16: return attend_block<uint16_t>(a);
+    case KvType::kInt8: return attend_block<int8_t>(a);
+  }
 }
 
 static void attend_merge(float* m, float* l, float* acc, float m2, float l2, const float* acc2, int64_t head_dim) {

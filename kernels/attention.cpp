@@ -4,6 +4,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "dispatch.h"
@@ -66,9 +67,15 @@ void clear(float* state, const Shape& shape) {
   std::fill(state, state + shape.heads * shape.rows, -__builtin_inff());
 }
 
+// Scales of one head of n keys from row0 on, with zeros up to a whole block; returns `to`.
+const float* scales_of_head(const float* scales, int64_t row0, int64_t n, int64_t n_heads, int64_t head, float* to) {
+  for (int64_t s = 0; s < kBlock; s++) to[s] = s < n ? scales[(row0 + s) * n_heads + head] : 0;
+  return to;
+}
+
 // The softmax state of a task over one partition.
 void one_partition(const AttentionArgs& a, const Shape& shape, const Task& task, int64_t partition, float* state, float* work) {
-  const int64_t rows = (task.last - task.first) * shape.group, stride = a.n_kv_heads * a.head_dim, bytes = a.kv_is_bf16 ? 2 : 4;
+  const int64_t rows = (task.last - task.first) * shape.group, stride = a.n_kv_heads * a.head_dim, bytes = kv_bytes(a.kv_type);
   const int64_t all_rows = shape.heads * shape.rows;
   float* q = work + 2 * kBlock * shape.padded;  // (heads, rows, padded)
   int64_t from[kRows + 1024], to[kRows + 1024];  // one token may have up to 1024 heads a group
@@ -83,25 +90,30 @@ void one_partition(const AttentionArgs& a, const Shape& shape, const Task& task,
     }
   }
   const int64_t lowest = *std::min_element(from, from + rows), highest = *std::max_element(to, to + rows);
-  const auto offset = [&](int64_t key0) {  // in bytes, of a block's first key
-    const int64_t row0 = a.tables ? (*a.tables)[task.sequence][size_t(key0 / kBlock)] * kBlock : a.starts[task.sequence] + key0;
-    return row0 * stride * bytes;
+  const auto row_of = [&](int64_t key0) {  // of k and v, of a block's first key
+    return a.tables ? (*a.tables)[task.sequence][size_t(key0 / kBlock)] * kBlock : a.starts[task.sequence] + key0;
   };
   const int64_t head_bytes = a.head_dim * bytes, end = std::min((partition + 1) * kPartition, highest);
   const bool all_heads = shape.heads == a.n_kv_heads;
+  float k_scale[kBlock], v_scale[kBlock];
   AttendArgs args{};
   args.q_stride = shape.padded, args.visible_from = from, args.visible_to = to, args.rows = rows, args.head_dim = a.head_dim;
-  args.kv_stride = stride, args.kv_is_bf16 = a.kv_is_bf16, args.scale = a.scale, args.softcap = a.softcap, args.work = work;
+  args.kv_stride = stride, args.kv_type = a.kv_type, args.scale = a.scale, args.softcap = a.softcap, args.work = work;
   args.next_step = all_heads ? head_bytes : stride * bytes, args.next_bytes = head_bytes;
   const char *k = static_cast<const char*>(a.k), *v = static_cast<const char*>(a.v);
   for (int64_t key0 = std::max(partition * kPartition, lowest / kBlock * kBlock); key0 < end; key0 += kBlock) {
     args.key0 = key0, args.n_keys = std::min(kBlock, a.context_lens[task.sequence] - key0);
-    const bool more = key0 + kBlock < end;
+    const int64_t row0 = row_of(key0), next_row0 = key0 + kBlock < end ? row_of(key0 + kBlock) : -1;
     for (int64_t h = 0; h < shape.heads; h++) {
-      const int64_t at = offset(key0) + (task.head0 + h) * head_bytes;
+      const int64_t at = row0 * stride * bytes + (task.head0 + h) * head_bytes;
       // All heads together fetch the next block from its first byte to its last, one head its own rows.
-      const int64_t next = more ? offset(key0 + kBlock) + (all_heads ? h * kBlock : task.head0 + h) * head_bytes : 0;
+      const int64_t next = next_row0 * stride * bytes + (all_heads ? h * kBlock : task.head0 + h) * head_bytes;
+      const bool more = next_row0 >= 0;
       args.k = k + at, args.v = v + at, args.next_k = more ? k + next : nullptr, args.next_v = more ? v + next : nullptr;
+      if (a.kv_type == KvType::kInt8) {
+        args.k_scale = scales_of_head(a.k_scales, row0, args.n_keys, a.n_kv_heads, task.head0 + h, k_scale);
+        args.v_scale = scales_of_head(a.v_scales, row0, args.n_keys, a.n_kv_heads, task.head0 + h, v_scale);
+      }
       args.q = q + h * shape.rows * shape.padded;
       args.m = state + h * shape.rows, args.l = args.m + all_rows;
       args.acc = state + 2 * all_rows + h * shape.rows * shape.padded;
@@ -127,6 +139,26 @@ void finish(const AttentionArgs& a, const Shape& shape, const Task& task, const 
       float* to = out + (n * a.n_heads + head) * a.head_dim;
       for (int64_t i = 0; i < a.head_dim; i++) to[i] = total == 0 ? 0 : acc[i] / total;
     }
+}
+
+void round_bf16(const float* from, int64_t n, uint16_t* to) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, 4);
+    const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+    to[i] = uint16_t(is_nan ? bits >> 16 | 0x40 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
+}
+
+// Codes of one head; returns their scale, NaN where something is not finite. libremoe/ops/reference.py's to_int8(), bit for bit.
+float round_int8(const float* from, int64_t n, int8_t* to) {
+  float peak = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < n; i++) peak = std::max(peak, std::fabs(from[i])), finite = finite && std::isfinite(from[i]);
+  const bool tiny = peak < 1e-35f;  // 127 / peak must not overflow
+  const float inverse = finite && !tiny ? 127.0f / peak : 0.0f;
+  for (int64_t i = 0; i < n; i++) to[i] = finite ? int8_t(std::nearbyint(from[i] * inverse)) : 0;
+  return !finite ? __builtin_nanf("") : tiny ? 0.0f : peak / 127.0f;
 }
 
 }  // namespace
@@ -176,20 +208,17 @@ void attention(const AttentionArgs& a, float* out) {
   });
 }
 
-void write_cache(const float* from, int64_t n_tokens, int64_t width, const std::vector<int64_t>& slots, void* cache, bool is_bf16) {
+void write_cache(const float* from, int64_t n_tokens, int64_t n_heads, int64_t head_dim, const std::vector<int64_t>& slots,
+                 KvType type, void* cache, float* scales) {
+  const int64_t width = n_heads * head_dim;
   for (int64_t n = 0; n < n_tokens; n++) {
+    const int64_t slot = slots[size_t(n)];
     const float* row = from + n * width;
-    if (!is_bf16) {
-      std::memcpy(static_cast<float*>(cache) + slots[size_t(n)] * width, row, sizeof(float) * size_t(width));
-      continue;
-    }
-    uint16_t* to = static_cast<uint16_t*>(cache) + slots[size_t(n)] * width;
-    for (int64_t i = 0; i < width; i++) {
-      uint32_t bits;
-      std::memcpy(&bits, row + i, 4);
-      const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
-      to[i] = uint16_t(is_nan ? bits >> 16 | 0x40 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-    }
+    if (type == KvType::kF32) std::memcpy(static_cast<float*>(cache) + slot * width, row, sizeof(float) * size_t(width));
+    else if (type == KvType::kBf16) round_bf16(row, width, static_cast<uint16_t*>(cache) + slot * width);
+    else
+      for (int64_t h = 0; h < n_heads; h++)
+        scales[slot * n_heads + h] = round_int8(row + h * head_dim, head_dim, static_cast<int8_t*>(cache) + slot * width + h * head_dim);
   }
 }
 

@@ -1,89 +1,19 @@
 // The Python module libremoe._kernels. Every shape, type and number is checked here, with an error that names the argument;
 // nothing below checks again. Arrays cross as typed views without a copy, results go to arrays that the caller owns, and the
 // interpreter lock is released while kernels run.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
+#include "bind.h"
+
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cerrno>
 #include <chrono>
-#include <memory>
-#include <string>
-#include <unordered_map>
-#include <utility>
 
-#include "attention.h"
-#include "crc32.h"
 #include "dispatch.h"
-#include "io.h"
 #include "matmul.h"
 
-namespace nb = nanobind;
 using namespace libremoe;
 
 namespace {
-
-using Array = nb::ndarray<nb::ro, nb::device::cpu>;
-using OutArray = nb::ndarray<nb::device::cpu>;
-
-[[noreturn]] void refuse(const std::string& name, const std::string& what) { throw nb::value_error((name + " " + what).c_str()); }
-
-enum class Type { kF32, kBf16, kU8, kI8, kI64 };
-
-bool is(const nb::dlpack::dtype& dtype, Type type) {
-  using nb::dlpack::dtype_code;
-  const auto code = dtype.code;
-  if (dtype.lanes != 1) return false;
-  switch (type) {
-    case Type::kF32: return code == uint8_t(dtype_code::Float) && dtype.bits == 32;
-    case Type::kBf16: return code == uint8_t(dtype_code::Bfloat) && dtype.bits == 16;
-    case Type::kU8: return code == uint8_t(dtype_code::UInt) && dtype.bits == 8;
-    case Type::kI8: return code == uint8_t(dtype_code::Int) && dtype.bits == 8;
-    case Type::kI64: return code == uint8_t(dtype_code::Int) && dtype.bits == 64;
-  }
-  return false;
-}
-
-const char* name_of(Type type) {
-  switch (type) {
-    case Type::kF32: return "float32";
-    case Type::kBf16: return "bfloat16";
-    case Type::kU8: return "uint8";
-    case Type::kI8: return "int8";
-    case Type::kI64: return "int64";
-  }
-  return "";
-}
-
-template <class A>
-std::string shape_of(const A& a) {
-  std::string text = "(";
-  for (size_t i = 0; i < a.ndim(); i++) text += (i ? ", " : "") + std::to_string(a.shape(i));
-  return text + ")";
-}
-
-// -1 in `shape`: any size. Rows may be further apart than their length only where `loose_rows` (the last dimension is dense).
-template <class A>
-void check(const A& a, const char* name, Type type, const std::vector<int64_t>& shape, bool loose_rows = false) {
-  if (!is(a.dtype(), type)) refuse(name, std::string("must be ") + name_of(type));
-  bool fits = a.ndim() == shape.size();
-  std::string wanted = "(";
-  for (size_t i = 0; i < shape.size(); i++) {
-    fits = fits && (shape[i] < 0 || int64_t(a.shape(i)) == shape[i]);
-    wanted += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
-  }
-  if (!fits) refuse(name, "must have shape " + wanted + "), not " + shape_of(a));
-  int64_t dense = 1;
-  for (size_t i = a.ndim(); i-- > 0;) {
-    const bool loose = loose_rows && i == 0 && a.ndim() > 1;
-    if (a.shape(i) > 1 && (loose ? a.stride(i) < dense : a.stride(i) != dense)) refuse(name, "must be contiguous");
-    dense *= int64_t(a.shape(i));
-  }
-}
-
-constexpr int64_t kMost = int64_t(1) << 40;  // keeps every product of sizes below 2^63
 
 // A checked weight; holds on to its arrays.
 struct PyWeight {
@@ -128,9 +58,6 @@ struct PyExpert {
     return nb::cast<const PyWeight&>(object).w;
   }
 };
-
-const float* floats(const Array& a) { return static_cast<const float*>(a.data()); }
-float* floats(const OutArray& a) { return static_cast<float*>(a.data()); }
 
 void py_linear(const PyWeight& w, Array x, OutArray out) {
   check(x, "x", Type::kF32, {-1, w.w.n_in});
@@ -179,71 +106,6 @@ void py_moe(Array x, Array ids, Array gates, nb::list experts, bool gelu, OutArr
       refuse("ids", "names expert " + std::to_string(id[i]) + ", which experts does not hold");
   nb::gil_scoped_release release;
   moe(floats(x), n_rows, dim, id, floats(gates), n_active, pointers, gelu, floats(out));
-}
-
-std::vector<int64_t> slots_of(const std::vector<int64_t>& starts, const int64_t* positions,
-                              const std::vector<std::vector<int64_t>>& tables) {
-  std::vector<int64_t> slots;
-  for (size_t b = 0; b + 1 < starts.size(); b++)
-    for (int64_t n = starts[b]; n < starts[b + 1]; n++) {
-      if (positions[n] / 64 >= int64_t(tables[b].size())) refuse("positions", "reaches past its sequence's block table");
-      slots.push_back(tables[b][size_t(positions[n] / 64)] * 64 + positions[n] % 64);
-    }
-  return slots;
-}
-
-// With tables: k_new and v_new are written to their slots of k_cache and v_cache first. Without: they are all the keys.
-void py_attention(Array q, Array k_new, Array v_new, std::vector<int64_t> starts, Array positions,
-                  std::vector<int64_t> context_lens, nb::object tables_or_none, nb::object k_cache_or_none,
-                  nb::object v_cache_or_none, double scale, double softcap, int64_t window, OutArray out) {
-  check(q, "q", Type::kF32, {-1, -1, -1});
-  const int64_t n = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
-  check(k_new, "k", Type::kF32, {n, -1, head_dim});
-  const int64_t n_kv_heads = int64_t(k_new.shape(1));
-  check(v_new, "v", Type::kF32, {n, n_kv_heads, head_dim});
-  check(positions, "positions", Type::kI64, {n});
-  check(out, "out", Type::kF32, {n, n_heads * head_dim});
-  if (n_kv_heads < 1 || n_heads < 1 || n_heads % n_kv_heads || n_heads / n_kv_heads > 1024 || head_dim < 1)
-    refuse("q", "must have heads in a whole multiple (at most 1024) of the " + std::to_string(n_kv_heads) + " kv heads");
-  if (starts.empty() || starts.front() != 0 || starts.back() != n) refuse("starts", "must go from 0 to the number of tokens");
-  const size_t n_sequences = starts.size() - 1;
-  for (size_t b = 0; b < n_sequences; b++)
-    if (starts[b] > starts[b + 1]) refuse("starts", "must not descend");
-  if (context_lens.size() != n_sequences) refuse("context_lens", "must have one number a sequence");
-  if (window < 0) refuse("window", "must not be negative");
-  const int64_t* position = static_cast<const int64_t*>(positions.data());
-  for (size_t b = 0; b < n_sequences; b++) {
-    if (context_lens[b] < 0 || context_lens[b] > kMost) refuse("context_lens", "must not be negative");
-    for (int64_t i = starts[b]; i < starts[b + 1]; i++)
-      if (position[i] < 0 || position[i] >= context_lens[b]) refuse("positions", "must lie in the sequence's context");
-  }
-  AttentionArgs args{floats(q), k_new.data(), v_new.data(), false, n_heads, n_kv_heads, head_dim, starts, position,
-                     context_lens, nullptr, float(scale), float(softcap), window};
-  if (tables_or_none.is_none()) {
-    for (size_t b = 0; b < n_sequences; b++)
-      if (context_lens[b] != starts[b + 1] - starts[b]) refuse("context_lens", "without a cache must be the sequences' lengths");
-    nb::gil_scoped_release release;
-    attention(args, floats(out));
-    return;
-  }
-  const auto tables = nb::cast<std::vector<std::vector<int64_t>>>(tables_or_none);
-  const auto k_cache = nb::cast<OutArray>(k_cache_or_none), v_cache = nb::cast<OutArray>(v_cache_or_none);
-  const bool bf16 = is(k_cache.dtype(), Type::kBf16);
-  check(k_cache, "k_cache", bf16 ? Type::kBf16 : Type::kF32, {-1, 64, n_kv_heads, head_dim});
-  const int64_t n_blocks = int64_t(k_cache.shape(0));
-  check(v_cache, "v_cache", bf16 ? Type::kBf16 : Type::kF32, {n_blocks, 64, n_kv_heads, head_dim});
-  if (tables.size() != n_sequences) refuse("block_tables", "must have one table a sequence");
-  for (size_t b = 0; b < n_sequences; b++) {
-    if (int64_t(tables[b].size()) < (context_lens[b] + 63) / 64) refuse("block_tables", "must cover the context");
-    for (int64_t block : tables[b])
-      if (block < 0 || block >= n_blocks) refuse("block_tables", "names block " + std::to_string(block) + ", which is not in the cache");
-  }
-  const std::vector<int64_t> slots = slots_of(starts, position, tables);
-  args.tables = &tables, args.k = k_cache.data(), args.v = v_cache.data(), args.kv_is_bf16 = bf16;
-  nb::gil_scoped_release release;
-  write_cache(floats(k_new), n, n_kv_heads * head_dim, slots, k_cache.data(), bf16);
-  write_cache(floats(v_new), n, n_kv_heads * head_dim, slots, v_cache.data(), bf16);
-  attention(args, floats(out));
 }
 
 void py_quantize(Array weight, int format, int64_t group, double offset, const std::vector<double>& factors, OutArray data,
@@ -307,70 +169,6 @@ void py_route(Array logits, bool renormalise, OutArray ids, OutArray gates) {
                     static_cast<int64_t*>(ids.data()) + i * n_active, floats(gates) + i * n_active);
 }
 
-// CRC-32 of each `block` bytes, the last one perhaps of fewer.
-std::vector<uint32_t> block_crc32(Array data, int64_t block) {
-  check(data, "data", Type::kU8, {-1});
-  if (block < 1) refuse("block", "must be positive");
-  const int64_t n = int64_t(data.shape(0));
-  const uint8_t* bytes = static_cast<const uint8_t*>(data.data());
-  std::vector<uint32_t> found;
-  nb::gil_scoped_release release;
-  for (int64_t at = 0; at < n; at += block) found.push_back(crc32(0, bytes + at, size_t(n - at < block ? n - at : block)));
-  return found;
-}
-
-// A ring that holds on to the arrays that are being read into, so that a mistake in Python cannot overwrite freed memory.
-class PyRing {
- public:
-  explicit PyRing(int64_t depth) {
-    if (depth < 1 || depth > 4096) refuse("depth", "must be from 1 to 4096, not " + std::to_string(depth));
-    told([&] { ring_ = std::make_unique<Ring>(unsigned(depth)); });
-  }
-
-  uint64_t read(int fd, OutArray to, int64_t offset) {
-    check(to, "to", Type::kU8, {-1});
-    const int64_t n = int64_t(to.shape(0));
-    if (n < 1 || n > kMostBytes) refuse("to", "must have from 1 to 2^30 bytes");
-    if (offset < 0) refuse("offset", "must not be negative");
-    const uint64_t tag = next_++;
-    told([&] {
-      nb::gil_scoped_release release;  // pages that were never touched are made here
-      ring_->read(fd, to.data(), unsigned(n), offset, tag);
-    });
-    held_.emplace(tag, std::move(to));
-    return tag;
-  }
-
-  std::vector<std::pair<uint64_t, int64_t>> wait() {
-    std::vector<Ring::Done> done;
-    told([&] {
-      nb::gil_scoped_release release;
-      done = ring_->wait();
-    });
-    std::vector<std::pair<uint64_t, int64_t>> found;
-    for (const Ring::Done& d : done) found.emplace_back(d.tag, d.result), held_.erase(d.tag);
-    return found;
-  }
-
- private:
-  static constexpr int64_t kMostBytes = int64_t(1) << 30;
-
-  template <class Do>
-  static void told(const Do& act) {
-    try {
-      act();
-    } catch (const std::system_error& error) {
-      errno = error.code().value();
-      PyErr_SetFromErrno(PyExc_OSError);
-      throw nb::python_error();
-    }
-  }
-
-  std::unordered_map<uint64_t, OutArray> held_;  // before ring_, which waits for its reads when it ends
-  std::unique_ptr<Ring> ring_;
-  uint64_t next_ = 0;
-};
-
 // Seconds and bytes of reading an array once with all threads, four streams each.
 double measure_read(Array data) {
   check(data, "data", Type::kU8, {-1});
@@ -408,22 +206,16 @@ NB_MODULE(_kernels, m) {
            nb::arg("group"), nb::arg("columns"), nb::arg("data"), nb::arg("scales"));
   nb::class_<PyExpert>(m, "Expert")
       .def(nb::init<nb::object, nb::object, nb::object>(), nb::arg("gate"), nb::arg("up"), nb::arg("down"));
-  nb::class_<PyRing>(m, "Ring")
-      .def(nb::init<int64_t>(), nb::arg("depth"))
-      .def("read", &PyRing::read, nb::arg("fd"), nb::arg("to"), nb::arg("offset"))
-      .def("wait", &PyRing::wait);
   m.def("linear", &py_linear, nb::arg("weight"), nb::arg("x"), nb::arg("out"));
   m.def("linear_dense", &py_linear_dense, nb::arg("w"), nb::arg("x"), nb::arg("out"));
   m.def("moe", &py_moe, nb::arg("x"), nb::arg("ids"), nb::arg("gates"), nb::arg("experts"), nb::arg("gelu"), nb::arg("out"));
-  m.def("attention", &py_attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("starts"), nb::arg("positions"),
-        nb::arg("context_lens"), nb::arg("block_tables").none(), nb::arg("k_cache").none(), nb::arg("v_cache").none(),
-        nb::arg("scale"), nb::arg("softcap"), nb::arg("window"), nb::arg("out"));
   m.def("quantize", &py_quantize, nb::arg("weight"), nb::arg("format"), nb::arg("group"), nb::arg("offset"), nb::arg("factors"),
         nb::arg("data"), nb::arg("scales"));
   m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"));
   m.def("rope", &py_rope, nb::arg("x"), nb::arg("positions"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"));
   m.def("route", &py_route, nb::arg("logits"), nb::arg("renormalise"), nb::arg("ids"), nb::arg("gates"));
-  m.def("block_crc32", &block_crc32, nb::arg("data"), nb::arg("block"));
+  bind_attention(m);
+  bind_io(m);
   m.def("measure_read", &measure_read, nb::arg("data"));
   m.def("measure_peak", &measure_peak, nb::arg("iterations"));
   m.def("isa", [] { return std::string(kernels().name); });

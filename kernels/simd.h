@@ -16,6 +16,9 @@ LIBREMOE_INLINE F16 load_bf16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+LIBREMOE_INLINE F16 load_int8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 LIBREMOE_INLINE F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 LIBREMOE_INLINE F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 LIBREMOE_INLINE F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -89,6 +92,10 @@ LIBREMOE_INLINE __m256 widen_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 LIBREMOE_INLINE F16 load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+LIBREMOE_INLINE __m256 widen_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+LIBREMOE_INLINE F16 load_int8(const int8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
 LIBREMOE_INLINE F16 operator+(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 LIBREMOE_INLINE F16 operator-(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 LIBREMOE_INLINE F16 operator*(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -189,6 +196,7 @@ LIBREMOE_INLINE void store(float* p, F16 a) { for (int i = 0; i < 16; i++) p[i] 
 LIBREMOE_INLINE float from_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
 LIBREMOE_INLINE uint32_t to_bits(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
 LIBREMOE_INLINE F16 load_bf16(const uint16_t* p) { LIBREMOE_EACH(F16, from_bits(uint32_t(p[i]) << 16)); }
+LIBREMOE_INLINE F16 load_int8(const int8_t* p) { LIBREMOE_EACH(F16, float(p[i])); }
 LIBREMOE_INLINE F16 operator+(F16 a, F16 b) { LIBREMOE_EACH(F16, a.v[i] + b.v[i]); }
 LIBREMOE_INLINE F16 operator-(F16 a, F16 b) { LIBREMOE_EACH(F16, a.v[i] - b.v[i]); }
 LIBREMOE_INLINE F16 operator*(F16 a, F16 b) { LIBREMOE_EACH(F16, a.v[i] * b.v[i]); }

@@ -153,9 +153,40 @@ void test_moe(int64_t dim, int64_t hidden_dim, int64_t n_rows, bool columns) {
     }
 }
 
-void test_attention(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, int64_t n, int64_t window, float softcap) {
+// Keys or values in blocks whose order is turned around, in memory of exactly their size; x becomes what they hold.
+struct OwnedCache {
+  std::vector<uint8_t> data;
+  std::vector<float> scales;
+
+  OwnedCache(std::vector<float>& x, int64_t n, int64_t n_heads, int64_t head_dim, KvType type, const std::vector<int64_t>& table) {
+    const int64_t width = n_heads * head_dim, n_slots = int64_t(table.size()) * 64;
+    data.resize(size_t(n_slots * width * kv_bytes(type)));
+    if (type == KvType::kInt8) scales.resize(size_t(n_slots * n_heads));
+    std::vector<int64_t> slots;
+    for (int64_t s = 0; s < n; s++) slots.push_back(table[size_t(s / 64)] * 64 + s % 64);
+    write_cache(x.data(), n, n_heads, head_dim, slots, type, data.data(), scales.data());
+    for (int64_t s = 0; s < n; s++)
+      for (int64_t i = 0; i < width; i++) {
+        const size_t at = size_t(slots[size_t(s)] * width + i);
+        float& value = x[size_t(s * width + i)];
+        if (type == KvType::kInt8) value = float(int8_t(data[at])) * scales[at / size_t(head_dim)];
+        else if (type == KvType::kF32) std::memcpy(&value, data.data() + 4 * at, 4);
+        else {
+          const uint32_t bits = uint32_t(data[2 * at] | data[2 * at + 1] << 8) << 16;
+          std::memcpy(&value, &bits, 4);
+        }
+      }
+  }
+};
+
+void test_attention(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, int64_t n, int64_t window, float softcap,
+                    bool cached = false, KvType type = KvType::kF32) {
   const std::vector<float> q = normal(size_t(n * n_heads * head_dim));
-  const std::vector<float> k = normal(size_t(n * n_kv_heads * head_dim)), v = normal(size_t(n * n_kv_heads * head_dim));
+  std::vector<float> k = normal(size_t(n * n_kv_heads * head_dim)), v = normal(size_t(n * n_kv_heads * head_dim));
+  std::vector<std::vector<int64_t>> tables(1);
+  for (int64_t block = (n + 63) / 64; cached && block--;) tables[0].push_back(block);
+  const OwnedCache keys(k, cached ? n : 0, n_kv_heads, head_dim, type, tables[0]);
+  const OwnedCache values(v, cached ? n : 0, n_kv_heads, head_dim, type, tables[0]);
   std::vector<int64_t> positions(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; i++) positions[size_t(i)] = i;
   std::vector<double> wanted(q.size());
@@ -184,8 +215,10 @@ void test_attention(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, int64
     for (int threads : {1, 4}) {
       use_isa(isa), set_threads(threads);
       std::vector<float> y(q.size(), NAN);
-      attention({q.data(), k.data(), v.data(), false, n_heads, n_kv_heads, head_dim, starts, positions.data(), contexts, nullptr,
-                 0.25f, softcap, window}, y.data());
+      attention({q.data(), cached ? keys.data.data() : static_cast<const void*>(k.data()),
+                 cached ? values.data.data() : static_cast<const void*>(v.data()), type, keys.scales.data(), values.scales.data(),
+                 n_heads, n_kv_heads, head_dim, starts, positions.data(), contexts, cached ? &tables : nullptr, 0.25f, softcap,
+                 window}, y.data());
       if (first.empty()) first = y;
       expect(error_of(y, wanted) < 2e-5, "attention against double", isa.c_str(), error_of(y, wanted));
       expect(!std::memcmp(y.data(), first.data(), y.size() * 4), "attention, equal bits", isa.c_str());
@@ -216,9 +249,8 @@ void test_pool() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main() {
   test_pool();
-  if (argc > 1 && !std::strcmp(argv[1], "pool")) return failures ? 1 : 0;
   for (auto [n_out, n_in] : {std::pair<int64_t, int64_t>{1, 1}, {17, 65}, {70, 130}, {64, 4100}}) {
     for (int format = 0; format < kFormats; format++)
       for (int64_t group : {32, 64, 96, 128, 8192}) test_linear(format, false, n_out, n_in, group);
@@ -228,6 +260,10 @@ int main(int argc, char** argv) {
   test_dense(1, 1), test_dense(19, 77);
   test_moe(64, 80, 5, false), test_moe(70, 530, 2, true), test_moe(40, 100, 30, true);
   test_attention(4, 2, 16, 150, 0, 0), test_attention(3, 1, 20, 1100, 0, 5), test_attention(2, 2, 130, 90, 33, 30);
+  for (KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
+    test_attention(4, 2, 16, 150, 0, 0, true, type), test_attention(3, 1, 20, 300, 0, 5, true, type);
+    test_attention(6, 1, 128, 1, 0, 30, true, type), test_attention(2, 2, 130, 90, 33, 30, true, type);
+  }
   std::printf("%s: %d failures\n", failures ? "FAILED" : "ok", failures);
   return failures ? 1 : 0;
 }

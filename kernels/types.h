@@ -55,6 +55,10 @@ struct Scratch {
 };
 constexpr int64_t kOutFloats = kTokenChunk * kStrip;
 
+// What keys and values are kept as. int8: codes, and a float32 scale for each head of each token.
+enum class KvType { kF32, kBf16, kInt8 };
+constexpr int64_t kv_bytes(KvType type) { return type == KvType::kF32 ? 4 : type == KvType::kBf16 ? 2 : 1; }
+
 // Queries of one kv head against a block of its keys: the unit of attention.cpp.
 struct AttendArgs {
   const float* q;        // (rows, q_stride) query rows of this kv head, head_dim each
@@ -67,7 +71,8 @@ struct AttendArgs {
   const void *next_k, *next_v;    // to be fetched ahead, next_bytes a key, next_step bytes apart; or null
   int64_t next_step, next_bytes;
   int64_t kv_stride;     // elements between consecutive keys
-  bool kv_is_bf16;
+  KvType kv_type;
+  const float *k_scale, *v_scale;  // (64) of this block's keys, zero past the last; null unless int8
   int64_t key0, n_keys;  // position of the block's first key, keys present (at most 64)
   float scale, softcap;  // softcap 0: none
   float* m;              // (rows) running maximum

@@ -1,4 +1,4 @@
-"""What kernels/bind.cpp offers. Arrays are CPU arrays that speak DLPack: torch tensors, or numpy's."""
+"""What kernels/bind*.cpp offer. Arrays are CPU arrays that speak DLPack: torch tensors, or numpy's."""
 
 from typing import Any
 
@@ -35,6 +35,8 @@ def attention(
     block_tables: list[list[int]] | None,
     k_cache: Array | None,
     v_cache: Array | None,
+    k_scale: Array | None,
+    v_scale: Array | None,
     scale: float,
     softcap: float,
     window: int,

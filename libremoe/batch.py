@@ -13,6 +13,7 @@ import torch
 from libremoe.config import ModelConfig
 
 BLOCK_SIZE = 64  # tokens
+SCALE_BYTES = 4  # of a head's scale in an int8 cache
 
 
 @dataclass
@@ -65,32 +66,39 @@ class Batch:
 class LayerCache:
     """One layer's part of the cache: keys after rotation, and values.
 
-    k, v: (n_blocks, BLOCK_SIZE, G, K). seen: (n_blocks, BLOCK_SIZE) bool, shared by all layers: False where the token
-    is one that attention must not see (pad ids of Grok-1).
+    k, v: (n_blocks, BLOCK_SIZE, G, K), float32, bfloat16, or int8. seen: (n_blocks, BLOCK_SIZE) bool, shared by all
+    layers: False where the token is one that attention must not see (pad ids of Grok-1). k_scale, v_scale: with int8,
+    (n_blocks, BLOCK_SIZE, G) float32, what the codes of a head of a token are to be multiplied with; else None.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     seen: torch.Tensor
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
 
 
 class KVCache:
-    """Keys and values of all layers for n_blocks * BLOCK_SIZE tokens.
+    """Keys and values of all layers for n_blocks * BLOCK_SIZE tokens, in float32, bfloat16 or int8.
 
-    Grok-1 in bfloat16 needs 262,144 bytes a token.
+    Grok-1 needs 262,144 bytes a token in bfloat16, 135,168 in int8.
     """
 
     def __init__(self, config: ModelConfig, n_blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (n_blocks, BLOCK_SIZE, config.n_kv_heads, config.head_dim)
-        self.n_blocks = n_blocks
+        self.n_blocks, self.dtype = n_blocks, dtype
         self.any_unseen = False  # whether a token that must not be seen was ever written
         self.seen = torch.ones(n_blocks, BLOCK_SIZE, dtype=torch.bool, device=device)
-        self.layers = [
-            LayerCache(torch.zeros(shape, dtype=dtype, device=device),
-                       torch.zeros(shape, dtype=dtype, device=device), self.seen)
-            for _ in range(config.n_layers)
-        ]
+
+        def empty() -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        def scales() -> torch.Tensor | None:
+            return torch.zeros(shape[:3], device=device) if dtype == torch.int8 else None
+
+        self.layers = [LayerCache(empty(), empty(), self.seen, scales(), scales()) for _ in range(config.n_layers)]
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * dtype.itemsize
+        head_bytes = config.head_dim * dtype.itemsize + (SCALE_BYTES if dtype == torch.int8 else 0)
+        return 2 * config.n_layers * config.n_kv_heads * head_bytes

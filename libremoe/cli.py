@@ -17,6 +17,9 @@ from pathlib import Path
 from libremoe.errors import LibremoeError
 from libremoe.evals import flags as eval_flags
 
+KV_TYPES = ("float32", "bfloat16", "int8")
+KV_HELP = ("what keys and values are kept in: int8 takes about half of bfloat16, a quarter of float32; default: the "
+           "type of activations")
 TRAIN_ACTIONS = ("data", "run", "behaviours", "baseline", "card")
 MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf file, or libremoe's own folder"
 
@@ -262,6 +265,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     group.add_argument("--tokenizer", help="tokenizer.model or tokenizer.json, or 'bytes'; default: beside the weights")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of activations")
+    group.add_argument("--kv", choices=KV_TYPES, help=KV_HELP)
     group.add_argument("--memory", metavar="SIZE",
                        help="what this program may occupy in all, such as 12G; experts beyond are streamed from disk")
     group.add_argument("--draft", type=int, default=0, metavar="N",
@@ -328,6 +332,7 @@ def _add_plan(commands) -> None:  # type: ignore[no-untyped-def]
     plan.add_argument("--context", type=int, metavar="N", help="tokens of each text (default 512)")
     plan.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default 1)")
     plan.add_argument("--prompt", type=int, metavar="N", help="tokens before the first new one (default 512)")
+    plan.add_argument("--kv", choices=KV_TYPES, default="float32", help="of keys and values (default float32)")
     plan.add_argument("--machine", type=Path, metavar="FILE", help="plan for this machine instead (docs/hardware.md)")
     plan.add_argument("--save-machine", type=Path, metavar="FILE", help="write what was measured in that form")
     plan.add_argument("--json", action="store_true")

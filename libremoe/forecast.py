@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
+
+from libremoe.batch import KVCache
 from libremoe.config import ModelConfig
 from libremoe.errors import LibremoeError
 from libremoe.loading import MARGIN, STEP_TOKENS, working_bytes
@@ -20,10 +23,10 @@ from libremoe.machine import Machine
 from libremoe.progress import size_text
 
 KV_PART = 10  # at most this part of the memory is kept for keys and values: loading.plan_budget
-KV_ITEM_BYTES = 4  # keys and values are float32, as activations are by default
 PROCESS_BYTES = 350_000_000  # interpreter, torch and kernels: RSS over the weights in bench/RESULTS.md, "Whole network"
 TOKEN_S = 1e-3  # scheduling, sampling and text of one step
-ATTENTION_SHARE = 0.3  # of the read rate at which the cache is read: bench/RESULTS.md, "Kernels", 7 of 22 GB/s
+# Of the read rate at which the cache is read: bench/RESULTS.md, "Kernels". Each key costs about as many instructions.
+ATTENTION_SHARE = {torch.float32: 0.45, torch.bfloat16: 0.3, torch.int8: 0.2}
 ATTENTION_OPS_SHARE = 0.1  # of the products' rate at which a prompt attends; a small term, not measured closely
 OVERLAP = 0.5  # of the shorter of reading and computing that hides behind the longer; 1 would be perfect prediction
 
@@ -104,13 +107,14 @@ def distinct_experts(config: ModelConfig, n_tokens: int) -> float:
 
 
 def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, context: int = 512, batch: int = 1,
-             prompt: int = 512, slots: int | None = None, hit_rate: float | None = None) -> Forecast:
+             prompt: int = 512, slots: int | None = None, hit_rate: float | None = None,
+             kv_dtype: torch.dtype = torch.float32) -> Forecast:
     """What `sizes` does on `machine`.
 
     memory: bytes that the run may have, by default all that the machine has. context: tokens held by each of `batch`
     sequences while they decode. prompt: tokens before the first one. slots: as many experts are in memory, instead of
     what `memory` allows. The expected hit rate is slots / experts: exact where routing is uniform, too low where not;
-    hit_rate: one that is known, instead.
+    hit_rate: one that is known, instead. kv_dtype: of keys and values.
     Memory is shared out as loading.plan_budget does it.
     Raises LibremoeError for counts that are not positive or a context that the model does not have.
     """
@@ -121,7 +125,8 @@ def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, contex
             raise LibremoeError(f"{name} must be from 1 to {most}, not {value}")
     memory = machine.ram if memory is None else memory
     process = PROCESS_BYTES + MARGIN + working_bytes(config)
-    asked, whole = _kv_bytes(config, context) * batch, _kv_bytes(config, config.context_len)
+    kv_token = KVCache.bytes_per_token(config, kv_dtype)
+    asked, whole = kv_token * context * batch, kv_token * config.context_len
     experts = (1 if sizes.streams else sizes.n_experts) * sizes.expert  # that must be in memory, at least
     fixed = process + sizes.shared
     least = fixed + experts + max(asked, min(whole, (fixed + experts) // (KV_PART - 1)))
@@ -135,8 +140,11 @@ def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, contex
                      sizes.n_experts, 0.0, sizes.disk)
     if placement == "does not fit":
         return where
-    warm = _step(sizes, machine, batch, batch * context, hits)
-    cold = _step(sizes, machine, batch, batch * context, 1.0 if resident else 0.0)
+    cached = kv_token * batch * min(context, config.sliding_window or context)
+    kv_rate = ATTENTION_SHARE[kv_dtype] * machine.read
+    attention = Term("keys and values", cached / kv_rate, f"{size_text(cached)} / {_rate(kv_rate)}")
+    warm = _step(sizes, machine, batch, attention, hits)
+    cold = _step(sizes, machine, batch, attention, 1.0 if resident else 0.0)
     first = _first_token(sizes, machine, prompt, 1.0 if resident else hits)
     step_s = total(warm)
     return replace(
@@ -151,15 +159,8 @@ def total(terms: tuple[Term, ...]) -> float:
     return sum(term.seconds for term in terms)
 
 
-def _kv_bytes(config: ModelConfig, context: int) -> int:
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_ITEM_BYTES * context
-
-
-def _step(sizes: Sizes, machine: Machine, n_tokens: int, context: int, hits: float) -> tuple[Term, ...]:
-    """A step of N tokens, each the next of its sequence. context: tokens in the cache, of all sequences together."""
-    cached = min(context, n_tokens * (sizes.config.sliding_window or context))
-    kv_bytes, kv_rate = _kv_bytes(sizes.config, cached), ATTENTION_SHARE * machine.read
-    attention = Term("keys and values", kv_bytes / kv_rate, f"{size_text(kv_bytes)} / {_rate(kv_rate)}")
+def _step(sizes: Sizes, machine: Machine, n_tokens: int, attention: Term, hits: float) -> tuple[Term, ...]:
+    """A step of N tokens, each the next of its sequence."""
     terms = [*_weights(sizes, machine, n_tokens, n_tokens), attention, *_overhead(sizes, machine, 1)]
     return _with_disk(sizes, machine, terms, distinct_experts(sizes.config, n_tokens), hits)
 

@@ -22,9 +22,10 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from libremoe.batch import Batch
+from libremoe.batch import Batch, KVCache
 from libremoe.engine.drafting import DraftStats
 from libremoe.engine.engine import STEP_S, Engine, check_draft, check_tokens
+from libremoe.engine.kv_cache import num_blocks
 from libremoe.engine.sequence import FinishReason, Logprob, Output
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
@@ -110,6 +111,7 @@ def load(
     memory: int | str | None = None,
     batch: int = 1,
     draft: int = 0,
+    kv: torch.dtype | str | None = None,
 ) -> LanguageModel:
     """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
 
@@ -119,11 +121,14 @@ def load(
     libremoe's own). progress(done, total): called as bytes are read. memory: bytes, or "12G", that this process may
     occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md). batch: for how many
     sequences at once that memory is shared out. draft: how many tokens to guess ahead with the experts in memory.
+    kv: what keys and values are kept in, torch.float32, torch.bfloat16 or torch.int8 or their names; by default the
+    type of activations.
 
     Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
     the tokenizer belongs to another model.
     """
-    activations = _dtype(dtype)
+    activations = _dtype(dtype, "dtype", ("float32", "bfloat16"))
+    kv_dtype = activations if kv is None else _dtype(kv, "kv", ("float32", "bfloat16", "int8"))
     reader = open_checkpoint(path)
     check_names(reader)
     check_draft(draft, reader.config)
@@ -135,14 +140,14 @@ def load(
         check_memory(reader)
     found = _tokenizer(reader, tokenizer)
     if memory is None:
-        return LanguageModel(build(reader, activations, progress), found, draft=draft)
-    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, activations, batch)
+        return LanguageModel(build(reader, activations, progress), found, draft=draft, kv_dtype=kv_dtype)
+    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, kv_dtype, batch)
     if reader.kind in STREAMABLE:
         reader.drop_pages = True  # type: ignore[attr-defined]
     model = (build(reader, activations, progress) if budget.expert_bytes is None
              else build_streamed(reader, budget, activations, progress))
     return LanguageModel(model, found, kv_bytes=budget.kv_bytes, step_tokens=budget.step_tokens,
-                         draft=draft)
+                         draft=draft, kv_dtype=kv_dtype)
 
 
 class LanguageModel:
@@ -152,14 +157,16 @@ class LanguageModel:
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, kv_bytes: int | None = None,
-                 step_tokens: int | None = None, draft: int = 0):
+                 step_tokens: int | None = None, draft: int = 0, kv_dtype: torch.dtype | None = None):
         """kv_bytes: what keys and values may take; by default the engine looks at what is free. step_tokens: what a
-        step may compute at once where memory is bounded. draft: tokens that an engine is to guess ahead.
+        step may compute at once where memory is bounded. draft: tokens that an engine is to guess ahead. kv_dtype: what
+        keys and values are kept in, float32, bfloat16 or int8; by default the type of activations.
 
         Raises LibremoeError where the tokenizer has ids that the model does not know.
         """
         self.kv_bytes, self.step_tokens, self.draft = kv_bytes, step_tokens, draft
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
+        self.kv_dtype = kv_dtype or model.dtype
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise LibremoeError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {self.config.vocab_size}: "
                                 f"they do not belong together")
@@ -186,7 +193,7 @@ class LanguageModel:
     def engine(self) -> Engine:
         """Made when first used, so that whoever brings an engine of their own has no second cache."""
         return Engine(self.model, eos_ids=self.eos_ids, max_running=1, kv_bytes=self.kv_bytes,
-                      step_s=self.step_s, draft=self.draft)
+                      step_s=self.step_s, draft=self.draft, kv_dtype=self.kv_dtype)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
                **fields: Any) -> Iterator[str]:
@@ -240,13 +247,19 @@ class LanguageModel:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """(T, vocab) float32: row t is about the token after ids[t]. Whole text at once, without the cache.
+        """(T, vocab) float32: row t is about the token after ids[t]. Whole text at once; through a cache only where
+        keys and values are kept in another type than activations, so that rounding them shows.
 
         Raises LibremoeError where ids are none, more than the context holds, or outside the vocabulary.
         """
         tokens = _token_ids(ids)
         check_tokens(tokens, self.config.vocab_size, self.config.context_len)
-        return self.model(torch.tensor(tokens), Batch.of_whole([len(tokens)]))
+        batch = Batch.of_whole([len(tokens)])
+        if self.kv_dtype == self.model.dtype:
+            return self.model(torch.tensor(tokens), batch)
+        kv = KVCache(self.config, num_blocks(len(tokens)), self.kv_dtype)
+        batch.block_tables = [list(range(kv.n_blocks))]
+        return self.model(torch.tensor(tokens), batch, kv)
 
     def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[Piece]:
         decoder = self.piece_decoder(params)
@@ -352,11 +365,13 @@ def _with_fields(params: SamplingParams | None, fields: dict[str, Any]) -> Sampl
     return dataclasses.replace(params or SamplingParams(), **fields)
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    named = {"float32": torch.float32, "f32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-    chosen = named.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in (torch.float32, torch.bfloat16):
-        raise LibremoeError(f"dtype must be float32 or bfloat16, not {dtype}")
+def _dtype(given: torch.dtype | str, argument: str, names: tuple[str, ...]) -> torch.dtype:
+    """A torch dtype or its name, one of `names`. Raises LibremoeError."""
+    name = str(given).removeprefix("torch.")
+    name = {"f32": "float32", "bf16": "bfloat16"}.get(name, name)
+    if name not in names:
+        raise LibremoeError(f"{argument} must be {', '.join(names[:-1])} or {names[-1]}, not {given}")
+    chosen: torch.dtype = getattr(torch, name)
     return chosen
 
 

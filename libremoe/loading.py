@@ -47,9 +47,10 @@ class Budget:
         return " + ".join(f"{name} {value / 1e9:.2f} GB" for name, value in terms.items())
 
 
-def plan_budget(reader: Reader, total: int, dtype: torch.dtype, batch: int = 1) -> Budget:
-    """batch: how many sequences are to run at once. Several share each expert that is read, so what lets more of them
-    run (keys and values, longer steps) gets more of the memory than for one, at the cost of experts kept.
+def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 1) -> Budget:
+    """kv_dtype: what keys and values are kept in. batch: how many sequences are to run at once. Several share each
+    expert that is read, so what lets more of them run (keys and values, longer steps) gets more of the memory than for
+    one, at the cost of experts kept.
 
     Raises LibremoeError where the model cannot be streamed, or where the least that it needs is more.
     """
@@ -58,7 +59,7 @@ def plan_budget(reader: Reader, total: int, dtype: torch.dtype, batch: int = 1) 
     experts = sum(resident_bytes(reader.entry(name)) for name in names if ".experts." in name)
     shared = sum(resident_bytes(reader.entry(name)) for name in names) - experts
     process = process_bytes() + MARGIN
-    block = KVCache.bytes_per_token(config, dtype) * BLOCK_SIZE
+    block = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
     whole_context = -(-config.context_len // BLOCK_SIZE) * block
     kv_bytes = max(block, min(batch * whole_context, total // (10 if batch == 1 else 4) // block * block))
     step_tokens = STEP_TOKENS

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from libremoe.config import PRESETS, ModelConfig
 from libremoe.convert import target_format
 from libremoe.errors import LibremoeError
@@ -36,7 +38,7 @@ _GOOD = ("f32", "f16", "bf16", "int8", "int4")  # formats that are chosen withou
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: path, ram, disk, format, machine, context, batch, prompt, save_machine, json.
+    """The command. args: path, ram, disk, format, machine, context, batch, prompt, kv, save_machine, json.
 
     Exit status 0, or 1 where the model does not fit in any way.
     """
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         machine = dataclasses.replace(machine, disk=disk,
                                       assumed=tuple(name for name in machine.assumed if name != "disk"))
     context, prompt = (min(DEFAULT_TOKENS, config.context_len) if n is None else n for n in (args.context, args.prompt))
-    made = {name: forecast(sizes, machine, memory, context, args.batch, prompt)
+    made = {name: forecast(sizes, machine, memory, context, args.batch, prompt, kv_dtype=getattr(torch, args.kv))
             for name, sizes in offered.items()}
     best = choose(made)
     verdict = verdict_line(model, made, best, reader)
@@ -304,7 +306,7 @@ def _row(name: str, one: Forecast) -> tuple[str, ...]:
             f"{one.cold_tokens_per_s:.3g}", f"{one.first_token_s:.3g} s", f"{one.joules_per_token:.3g} J")
 
 
-def after_run(path: Path, stats: RunStats) -> str:
+def after_run(path: Path, stats: RunStats, kv_dtype: torch.dtype = torch.float32) -> str:
     """One line for `run --stats`: the forecast beside what happened, from the machine as `plan` last measured it."""
     saved = saved_path()
     if not saved.is_file():
@@ -312,15 +314,16 @@ def after_run(path: Path, stats: RunStats) -> str:
     machine = from_file(saved)
     _, config, entry_of, reader = find_model(path)
     sizes = next(iter(offered_sizes(config, entry_of, reader).values()))
-    return comparison(of_run(sizes, machine, stats), stats)
+    return comparison(of_run(sizes, machine, stats, kv_dtype=kv_dtype), stats)
 
 
-def of_run(sizes: Sizes, machine: Machine, stats: RunStats, hit_rate: float | None = None) -> Forecast:
+def of_run(sizes: Sizes, machine: Machine, stats: RunStats, hit_rate: float | None = None,
+           kv_dtype: torch.dtype = torch.float32) -> Forecast:
     """The forecast for a run's own prompt, length and slots. What it hit is forecast as well, where it is not given."""
     most = sizes.config.context_len
     slots = stats.experts.n_slots if stats.experts is not None else sizes.n_experts
     return forecast(sizes, machine, float("inf"), min(most, stats.prompt_tokens + stats.tokens // 2), 1,
-                    min(most, stats.prompt_tokens), slots=slots, hit_rate=hit_rate)
+                    min(most, stats.prompt_tokens), slots=slots, hit_rate=hit_rate, kv_dtype=kv_dtype)
 
 
 def comparison(one: Forecast, stats: RunStats) -> str:

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,24 +47,24 @@ def run(args: argparse.Namespace) -> int:
     if args.stats:
         from libremoe.plan import after_run
 
-        print(lm.stats.describe(), after_run(args.path, lm.stats), sep="\n", file=sys.stderr)
+        print(lm.stats.describe(), after_run(args.path, lm.stats, lm.kv_dtype), sep="\n", file=sys.stderr)
     return 0
 
 
 def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
     """The model that a command's loading flags ask for, with a progress bar on a terminal. batch: see load()."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    loaded = partial(load, args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
+                     batch=batch, draft=args.draft, kv=args.kv)
     if not sys.stderr.isatty():
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
-                    batch=batch, draft=args.draft)
+        return loaded()
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (*Progress.get_default_columns()[:2], TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading")
-        return load(args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory, batch=batch,
-                    draft=args.draft, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        return loaded(progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _record(lm: LanguageModel, file: Path) -> None:

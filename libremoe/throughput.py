@@ -139,16 +139,16 @@ def engine_for(lm: LanguageModel, lengths: Sequence[int], max_tokens: int, batch
     """An engine for prompts of these lengths (tokens), at most `batch` sequences at once: as many as have room in the
     cache to their end, so that none is ever put back and computed twice."""
     config = lm.config
-    block_bytes = KVCache.bytes_per_token(config, lm.model.dtype) * BLOCK_SIZE
+    block_bytes = KVCache.bytes_per_token(config, lm.kv_dtype) * BLOCK_SIZE
     kv_bytes = available_bytes() // KV_SHARE if lm.kv_bytes is None else lm.kv_bytes
     longest = sorted((num_blocks(min(n + max_tokens, config.context_len)) for n in lengths), reverse=True)[:batch]
     n_blocks = max(1, min(sum(longest), kv_bytes // block_bytes))
     n_running = max(1, sum(needed <= n_blocks for needed in itertools.accumulate(longest)))
     most = lm.step_tokens or min(LONG_STEP, available_bytes() // STEP_SHARE // token_bytes(config))
     prompt_tokens = sum(sorted(lengths, reverse=True)[:n_running])
-    return Engine(lm.model, eos_ids=lm.eos_ids, draft=lm.draft, n_blocks=n_blocks, max_running=n_running,
-                  step_tokens=max(n_running, min(prompt_tokens + n_running, most)), step_s=math.inf,
-                  max_waiting=n_running, max_waiting_tokens=1 << 62)
+    return Engine(lm.model, eos_ids=lm.eos_ids, draft=lm.draft, kv_dtype=lm.kv_dtype, n_blocks=n_blocks,
+                  max_running=n_running, step_tokens=max(n_running, min(prompt_tokens + n_running, most)),
+                  step_s=math.inf, max_waiting=n_running, max_waiting_tokens=1 << 62)
 
 
 def _answer_missing(lm: LanguageModel, prompts: list[Prompt], params: SamplingParams, file: AnswerFile,
@@ -206,6 +206,7 @@ def _job(args: argparse.Namespace, prompts: list[Prompt], params: SamplingParams
     return {
         "model": os.path.realpath(args.path), "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         "sampling": dataclasses.asdict(params), "dtype": args.dtype, "tokenizer": args.tokenizer,
+        **({"kv": args.kv} if args.kv else {}),
     }
 
 

@@ -38,6 +38,12 @@ def ops(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
 
 
+@pytest.fixture(params=[None, torch.int8], ids=["exact", "int8"])
+def kv(request: pytest.FixtureRequest) -> torch.dtype | None:
+    """What keys and values are kept in: the type of activations, or int8."""
+    return request.param
+
+
 def mixed_params(n: int, max_tokens: int = 12) -> list[SamplingParams]:
     """Greedy, sampled, and sampled with penalties, in turn."""
     kinds = [
@@ -62,11 +68,11 @@ def test_cached_decoding_equals_whole_forward_passes(config, ops):
 
 
 @pytest.mark.parametrize("config", [tiny.GROK, tiny.MIXTRAL], ids=lambda config: config.family)
-def test_a_batch_of_sixteen_gives_the_tokens_of_each_alone_and_after_a_restart(config, ops):
+def test_a_batch_of_sixteen_gives_the_tokens_of_each_alone_and_after_a_restart(config, ops, kv):
     model = tiny.model(config, ops=ops)
     requests = list(zip(prompts(16, 140), mixed_params(16), strict=True))
-    alone = [generate(Engine(model, n_blocks=8, max_running=1), *request) for request in requests]
-    engine = Engine(model, n_blocks=64, max_running=16, step_tokens=200)
+    alone = [generate(Engine(model, kv_dtype=kv, n_blocks=8, max_running=1), *request) for request in requests]
+    engine = Engine(model, kv_dtype=kv, n_blocks=64, max_running=16, step_tokens=200)
     together = [engine.add(*request) for request in requests]
     finish(engine)
     assert [seq.output_ids for seq in together] == alone
@@ -101,20 +107,21 @@ def test_tokens_do_not_depend_on_the_batch_or_a_restart_at_length():
     batches_give_the_tokens_of_each_alone(int(os.environ.get("LIBREMOE_SOAK_PROMPTS", "1000")))
 
 
-def test_chunked_prefill_equals_whole(ops):
+def test_chunked_prefill_equals_whole(ops, kv):
     model = tiny.model(ops=ops)
     prompt = prompts(1, 300, seed=5)[0]
-    whole = generate(Engine(model, n_blocks=8, step_tokens=512), prompt, GREEDY)
+    whole = generate(Engine(model, kv_dtype=kv, n_blocks=8, step_tokens=512), prompt, GREEDY)
     for step_tokens in (1, 7, 64, 100):
-        assert generate(Engine(model, n_blocks=8, max_running=1, step_tokens=step_tokens), prompt, GREEDY) == whole
+        engine = Engine(model, kv_dtype=kv, n_blocks=8, max_running=1, step_tokens=step_tokens)
+        assert generate(engine, prompt, GREEDY) == whole
 
 
-def test_shared_prefix_gives_the_tokens_of_unshared(ops):
+def test_shared_prefix_gives_the_tokens_of_unshared(ops, kv):
     model = tiny.model(ops=ops)
     common = prompts(1, 1, seed=1)[0] * 3 + [random.Random(9).randrange(3, 256) for _ in range(200)]
     requests = [common + tail for tail in prompts(5, 40, seed=2)] + [common[:192], common[:128], common[:130]]
-    unshared = [generate(Engine(model, n_blocks=8, share_prefixes=False), p, GREEDY) for p in requests]
-    engine = Engine(model, n_blocks=64)
+    unshared = [generate(Engine(model, kv_dtype=kv, n_blocks=8, share_prefixes=False), p, GREEDY) for p in requests]
+    engine = Engine(model, kv_dtype=kv, n_blocks=64)
     assert [generate(engine, p, GREEDY) for p in requests] == unshared
     stats = engine.stats()
     assert stats.prefix_hit_tokens == 5 * 192 - 192 + 128 + 64 + 128  # a full last block leaves a token to compute
@@ -122,11 +129,11 @@ def test_shared_prefix_gives_the_tokens_of_unshared(ops):
     assert_empty(engine)
 
 
-def test_preemption_changes_no_token(ops):
+def test_preemption_changes_no_token(ops, kv):
     model = tiny.model(ops=ops)
     requests = list(zip(prompts(6, 60, seed=4), mixed_params(6, max_tokens=90), strict=True))
-    calm = [generate(Engine(model, n_blocks=8), *request) for request in requests]
-    engine = Engine(model, n_blocks=6)
+    calm = [generate(Engine(model, kv_dtype=kv, n_blocks=8), *request) for request in requests]
+    engine = Engine(model, kv_dtype=kv, n_blocks=6)
     hurried = [engine.add(*request) for request in requests]
     finish(engine)
     assert engine.stats().preemptions > 0
@@ -134,7 +141,7 @@ def test_preemption_changes_no_token(ops):
     assert_empty(engine)
 
 
-def test_pads_change_no_bit_of_other_sequences_nor_of_their_own_in_pieces():
+def test_pads_change_no_bit_of_other_sequences_nor_of_their_own_in_pieces(kv):
     """With the kernels, which give equal bits: once an engine has seen a pad, it must look at which keys count."""
     if choose() is reference:
         pytest.skip("plain torch rounds a product differently for another number of rows")
@@ -146,18 +153,18 @@ def test_pads_change_no_bit_of_other_sequences_nor_of_their_own_in_pieces():
         finish(engine)
         return [[entry.logprob for entry in seq.logprobs] for seq in together]
 
-    alone = [bits(Engine(model, n_blocks=8), [text])[0] for text in [*clean, *padded]]
+    alone = [bits(Engine(model, kv_dtype=kv, n_blocks=8), [text])[0] for text in [*clean, *padded]]
     for step_tokens in (512, 64, 7):
-        engine = Engine(model, n_blocks=64, max_running=5, step_tokens=step_tokens)
+        engine = Engine(model, kv_dtype=kv, n_blocks=64, max_running=5, step_tokens=step_tokens)
         assert bits(engine, [*clean, *padded]) == alone
         assert bits(engine, clean) == alone[:3]  # and afterwards
 
 
-def test_pads_in_one_prompt_change_no_other_sequence(ops):
+def test_pads_in_one_prompt_change_no_other_sequence(ops, kv):
     model = tiny.model(tiny.GROK, ops=ops)
     clean, padded = prompts(1, 80, seed=6)[0], [0, 0, 9, 0, 17, 30]
-    alone = [generate(Engine(model, n_blocks=8), p, GREEDY) for p in (clean, padded)]
-    engine = Engine(model, n_blocks=8)
+    alone = [generate(Engine(model, kv_dtype=kv, n_blocks=8), p, GREEDY) for p in (clean, padded)]
+    engine = Engine(model, kv_dtype=kv, n_blocks=8)
     together = [engine.add(p, GREEDY) for p in (clean, padded)]
     finish(engine)
     assert [seq.output_ids for seq in together] == alone

@@ -57,6 +57,18 @@ def test_windows_score_each_token_once_with_enough_before_it(n: int, length: int
     assert scored == list(range(n))
 
 
+def test_what_narrow_keys_and_values_cost(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path, text = str(models["f32"]), str(models["text.txt"])
+    assert cli.main(["eval", "quant", path, path, "--text", text, "--kv", "int8", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["candidates"].values()
+    assert 0 < row["kl_mean"] < 1e-3  # the reference keeps its own as they are, and int8 is near
+    assert cli.main(["eval", "perplexity", path, "--text", text, "--kv", "int8", "--json"]) == 0
+    through_engine = json.loads(capsys.readouterr().out)
+    lm = load(path, kv="int8")
+    assert through_engine["perplexity"] == pytest.approx(perplexity(lm, TEXT)["perplexity"], rel=1e-6)
+    assert through_engine["perplexity"] != perplexity(load(path), TEXT)["perplexity"]
+
+
 def test_perplexity_is_that_of_the_logits(lm: LanguageModel) -> None:
     ids = lm.encode(TEXT)
     logprobs = lm.logits(ids).log_softmax(-1)

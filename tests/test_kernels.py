@@ -30,6 +30,7 @@ EXACT_FORMULA = (
 INT8_ACTIVATIONS = (
     0.02  # of the largest output: rounding of activations to 1/127 of their block's largest, against none
 )
+INT8_KEYS_AND_VALUES = 0.02  # of the largest output: rounding to 1/127 of a head's largest component, against none
 FLOAT_SUMS = 5e-6  # float32 sums in another order
 ISAS = kernels.available_isas()
 SCALE_INPUTS = 256  # inputs that share an activation scale: kScaleInputs of kernels/types.h
@@ -258,6 +259,22 @@ def test_moe_with_plain_experts_sums_like_the_reference() -> None:
     assert relative_error(y, reference.moe(x, ids, gates, [dict(enumerate(experts))], "silu")) < FLOAT_SUMS
 
 
+def cache_of(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> LayerCache:
+    seen = torch.ones(k.shape[:2], dtype=torch.bool)
+    if dtype != torch.int8:
+        return LayerCache(k.to(dtype), v.to(dtype), seen)
+    (k, k_scale), (v, v_scale) = reference.to_int8(k), reference.to_int8(v)
+    return LayerCache(k, v, seen, k_scale, v_scale)
+
+
+def copied(cache: LayerCache) -> LayerCache:
+    return LayerCache(*(None if t is None else t.clone() for t in vars(cache).values()))
+
+
+def equal_bits(a: LayerCache, b: LayerCache) -> bool:
+    return all(x is y or torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
 def cached_case(
     lengths: list[int], cached: list[int], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Batch, LayerCache]:
@@ -269,36 +286,38 @@ def cached_case(
     tables = [[order.pop() for _ in range(n)] for n in n_blocks]
     positions = torch.cat([torch.arange(c, c + n) for c, n in zip(cached, lengths, strict=True)])
     shape = (sum(n_blocks) + 2, BLOCK_SIZE, n_kv, head_dim)
-    cache = LayerCache(
-        torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.ones(shape[:2], dtype=torch.bool)
-    )
+    cache = cache_of(torch.randn(shape), torch.randn(shape), dtype)
     q, k, v = (torch.randn(starts[-1], heads, head_dim) for heads in (n_heads, n_kv, n_kv))
     return q, k, v, Batch(starts, positions, contexts, tables), cache
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("softcap", "window"), [(None, None), (5.0, None), (None, 70), (30.0, 1100)])
 @pytest.mark.parametrize(("n_heads", "n_kv", "head_dim"), [(6, 2, 16), (3, 1, 20), (6, 1, 144)])
 def test_attention(
     dtype: torch.dtype, softcap: float | None, window: int | None, n_heads: int, n_kv: int, head_dim: int
 ) -> None:
     q, k, v, batch, cache = cached_case([1, 70, 3, 1], [0, 30, 2300, 1023], n_heads, n_kv, head_dim, dtype)
-    twin = LayerCache(cache.k.clone(), cache.v.clone(), cache.seen)
+    twin = copied(cache)
     wanted = reference.attention(q, k, v, batch, twin, None, 0.3, softcap, window)
     outputs = []
     for isa in ISAS:
         kernels.use_isa(isa)
         outputs.append(cpu.attention(q, k, v, batch, cache, None, 0.3, softcap, window))
-        assert torch.equal(cache.k, twin.k) and torch.equal(cache.v, twin.v)
+        assert equal_bits(cache, twin)
     assert all(torch.equal(y, outputs[0]) for y in outputs)
     assert relative_error(outputs[0], wanted) < 1e-5  # online softmax and another exp than torch's
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("window", [None, 100])
-def test_attention_has_the_same_bits_in_one_chunk_or_many_and_alone_or_in_a_batch(window: int | None) -> None:
-    q, k, v, batch, cache = cached_case([1200, 90], [0, 0], 4, 2, 16, torch.bfloat16)
+def test_attention_has_the_same_bits_in_one_chunk_or_many_and_alone_or_in_a_batch(
+    window: int | None, dtype: torch.dtype
+) -> None:
+    q, k, v, batch, cache = cached_case([1200, 90], [0, 0], 4, 2, 16, dtype)
     whole = cpu.attention(q, k, v, batch, cache, None, 0.25, 30.0, window)
-    empty = LayerCache(torch.full_like(cache.k, math.nan), torch.full_like(cache.v, math.nan), cache.seen)
+    nothing = torch.full(cache.k.shape, math.nan)
+    empty = cache_of(nothing, nothing, dtype)
     pieces, at = [], 0
     for n in (1, 63, 200, 7, 900, 28, 1):
         part = slice(at, at + n)
@@ -309,6 +328,35 @@ def test_attention_has_the_same_bits_in_one_chunk_or_many_and_alone_or_in_a_batc
     assert torch.equal(torch.cat(pieces), whole[:1200])
 
 
+@pytest.mark.parametrize("ops", [cpu, reference])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_keys_and_values_of_int8_stay_near_exact_ones(ops: ModuleType, softcap: float | None) -> None:
+    q, k, v, batch, exact = cached_case([300, 1, 2], [0, 700, 65], 6, 2, 128, torch.float32)
+    rounded = cache_of(exact.k, exact.v, torch.int8)
+    how = (None, 128**-0.5, softcap, None)
+    wanted = ops.attention(q, k, v, batch, exact, *how)
+    assert 0 < relative_error(ops.attention(q, k, v, batch, rounded, *how), wanted) < INT8_KEYS_AND_VALUES
+
+
+def test_rounding_to_int8_has_the_bits_of_its_twin() -> None:
+    """Ties, zeros, numbers whose reciprocal overflows, and what is not finite."""
+    x = torch.randn(9, 2, 48)
+    x[0, 0], x[1], x[2, 1, 3], x[3, 0, 5], x[4] = 0.0, 1e-36, math.inf, math.nan, -0.0
+    x[5, 0] = torch.arange(48) * 2.5  # peak 117.5
+    x[5, 1] = torch.arange(-24, 24) + 0.5
+    x[5, 1, 0], x[6], x[7] = 127.0, x[6] * 1e38, x[7] * 1e-34
+    cache = cache_of(torch.randn(1, BLOCK_SIZE, 2, 48), torch.randn(1, BLOCK_SIZE, 2, 48), torch.int8)
+    batch = Batch([0, 9], torch.arange(9), [9], [[0]])
+    cpu.attention(torch.randn(9, 4, 48), x, -x, batch, cache, None, 0.1, None, None)
+    for codes, scales, sign in ((cache.k, cache.k_scale, 1), (cache.v, cache.v_scale, -1)):
+        wanted_codes, wanted_scales = reference.to_int8(sign * x)
+        assert torch.equal(codes[0, :9], wanted_codes)
+        assert torch.equal(scales[0, :9].nan_to_num(-1), wanted_scales.nan_to_num(-1))
+    assert int(cache.k[0, :9].abs().max()) == 127 and int(cache.k_scale[0, :9].isnan().sum()) == 2
+    exact = cache.k[0, [6, 7]].float() * cache.k_scale[0, [6, 7], :, None]
+    assert bool(((exact - x[[6, 7]]).abs() <= 0.5001 * cache.k_scale[0, [6, 7], :, None]).all())
+
+
 def test_attention_without_a_cache() -> None:
     batch = Batch.of_whole([5, 130, 1])
     q, k, v = torch.randn(136, 4, 24), torch.randn(136, 2, 24), torch.randn(136, 2, 24)
@@ -316,9 +364,10 @@ def test_attention_without_a_cache() -> None:
     assert relative_error(y, reference.attention(q, k, v, batch, None, None, 0.2, None, None)) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 @pytest.mark.parametrize("unseen", [[4], [0, 1, 2], [11, 13], list(range(14))])
-def test_tokens_that_must_not_be_seen(unseen: list[int]) -> None:
-    q, k, v, batch, cache = cached_case([9, 5], [0, 70], 4, 2, 16, torch.float32)
+def test_tokens_that_must_not_be_seen(unseen: list[int], dtype: torch.dtype) -> None:
+    q, k, v, batch, cache = cached_case([9, 5], [0, 70], 4, 2, 16, dtype)
     seen = torch.ones(14, dtype=torch.bool)
     seen[unseen] = False
     y = cpu.attention(q, k, v, batch, cache, seen, 0.2, 30.0, None)
@@ -434,6 +483,14 @@ def raw(w: QuantTensor, **changes: object) -> object:
 W = quantize(torch.randn(20, 64), "int8", 64)
 
 
+OF_INT8 = {
+    "k_cache": torch.zeros(2, 64, 1, 16, dtype=torch.int8),
+    "v_cache": torch.zeros(2, 64, 1, 16, dtype=torch.int8),
+    "k_scale": torch.zeros(2, 64, 1),
+    "v_scale": torch.zeros(2, 64, 1),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -520,6 +577,12 @@ def test_expert_ids_that_do_not_exist_are_errors() -> None:
         ("k_cache", {"k_cache": torch.zeros(2, 32, 1, 16)}),
         ("k_cache", {"k_cache": torch.zeros(2, 64, 1, 16).half()}),
         ("v_cache", {"v_cache": torch.zeros(1, 64, 1, 16)}),
+        ("v_cache", {"v_cache": torch.zeros(2, 64, 1, 16).bfloat16()}),
+        ("k_cache", {"k_cache": None}),
+        ("k_scale", {**OF_INT8, "k_scale": None}),
+        ("k_scale", {**OF_INT8, "k_scale": torch.zeros(2, 64, 2)}),
+        ("v_scale", {**OF_INT8, "v_scale": torch.zeros(2, 64, 1).double()}),
+        ("v_cache", {**OF_INT8, "v_cache": torch.zeros(2, 64, 1, 16)}),
         ("window", {"window": -1}),
         ("k", {"k": torch.zeros(2, 1, 8)}),
         (
@@ -547,13 +610,16 @@ def test_attention_that_does_not_fit_is_an_error_naming_the_argument(
         "block_tables": [[1]],
         "k_cache": torch.zeros(2, 64, 1, 16),
         "v_cache": torch.zeros(2, 64, 1, 16),
+        "k_scale": None,
+        "v_scale": None,
         "scale": 1.0,
         "softcap": 0.0,
         "window": 0,
         "out": torch.zeros(2, 32),
     }
     kernels.attention(**arguments)
-    with pytest.raises(ValueError, match=name):
+    kernels.attention(**{**arguments, **OF_INT8})
+    with pytest.raises(ValueError, match=f"^{name} "):
         kernels.attention(**{**arguments, **changes})
 
 

@@ -26,6 +26,7 @@ from libremoe.weights import shared_names
 GOLDEN = Path(__file__).parent / "golden" / "tiny-grok1"
 LOGITS_ATOL = 2e-4  # golden/README: float32 against the matching float32 numbers
 BF16_ATOL = 0.2  # the limit for bfloat16 there, on prompts whose router decisions are not close
+INT8_KV_ATOL = 0.5  # keys and values in int8; here and there they make a router choose another expert
 LOGPROB_ATOL = 1e-4  # the same sums in another order
 CONFIG = dataclasses.replace(tiny.GROK, vocab_size=300)  # room for the 256 bytes
 
@@ -91,6 +92,18 @@ def test_bfloat16_activations_are_close_and_keep_their_cache_in_bfloat16(golden)
     assert half.engine.kv.layers[0].k.dtype == torch.bfloat16
 
 
+def test_keys_and_values_are_kept_in_what_was_asked_for(golden):
+    tokens = golden["f32/p33/tokens"].tolist()
+    exact, narrow = load_plain(), load_plain(kv="int8")
+    assert (exact.kv_dtype, exact.engine.kv.dtype) == (torch.float32, torch.float32)
+    assert (narrow.kv_dtype, narrow.engine.kv.dtype) == (torch.int8, torch.int8)
+    assert load_plain(kv=torch.bfloat16).engine.kv.layers[0].v.dtype == torch.bfloat16
+    wanted, got = exact.logits(tokens), narrow.logits(tokens)  # through a cache, as in answers
+    assert 0 < float((got - wanted).abs().max()) < INT8_KV_ATOL
+    first = narrow.generate(tokens, temperature=0, max_tokens=1, logprobs=0)
+    assert first.logprobs[0].logprob == pytest.approx(float(got[-1].log_softmax(-1).max()), abs=1e-4)
+
+
 def test_progress_reaches_the_size_of_the_files():
     seen: list[tuple[int, int]] = []
     load(GOLDEN / "ckpt-0", progress=lambda done, total: seen.append((done, total)))
@@ -121,6 +134,8 @@ def test_wrong_paths_types_and_tokenizers_are_sentences(tmp_path, lm):
         load(tmp_path / "nowhere")
     with pytest.raises(LibremoeError, match="dtype must be float32 or bfloat16, not int8"):
         load(GOLDEN / "ckpt-0", dtype="int8")
+    with pytest.raises(LibremoeError, match="kv must be float32, bfloat16 or int8, not int4"):
+        load(GOLDEN / "ckpt-0", kv="int4")
     with pytest.raises(CheckpointError):
         load(GOLDEN / "ckpt-0", tokenizer=tmp_path / "tokenizer.model")
     with pytest.raises(LibremoeError, match="300 ids, the model 256: they do not belong together"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from libremoe.batch import Batch, KVCache
@@ -27,6 +28,8 @@ PROBABILITY_ATOL = 2e-5
 BF16_ATOL, BF16_RMS = 0.2, 0.08
 # The same float32 sums in another order.
 REORDERED_ATOL = 3e-5
+# Of logits of deviation 1, for keys and values rounded to 1/127 of their head's largest component.
+INT8_KV_ATOL = 0.1
 
 
 @functools.cache
@@ -163,6 +166,18 @@ def test_cached_equals_uncached(model: str, chunks: tuple[int, ...]) -> None:
         rows.append(step(net, kv, tokens[start : start + n], start))
         start += n
     torch.testing.assert_close(torch.cat(rows), run(net, tokens.numpy()), atol=REORDERED_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("chunks", [(100,), (64, 1, 35)])
+def test_keys_and_values_of_int8_stay_near(chunks: tuple[int, ...]) -> None:
+    """In a dense network: with experts a close decision may turn out otherwise, and move logits by any amount."""
+    net = tiny.model(tiny.LLAMA, ops=reference)
+    tokens = torch.randint(3, 256, (100,), generator=torch.Generator().manual_seed(1))
+    kv, rows, start = KVCache(net.config, 2, torch.int8), [], 0
+    for n in chunks:
+        rows.append(step(net, kv, tokens[start : start + n], start))
+        start += n
+    torch.testing.assert_close(torch.cat(rows), run(net, tokens.numpy()), atol=INT8_KV_ATOL, rtol=0)
 
 
 def test_a_hidden_key_stays_hidden_in_the_cache() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import LLAMA, MIXTRAL
@@ -50,17 +51,25 @@ def test_a_step_that_is_all_in_memory() -> None:
     by_name = {term.name: term.seconds for term in one.terms}
     assert by_name["shared weights, int8"] == pytest.approx(1 / 50)
     assert by_name["experts, int4"] == pytest.approx(2 * 2 / 50)  # layers x active
-    assert by_name["keys and values"] == pytest.approx(KV / 30e9)
+    assert by_name["keys and values"] == pytest.approx(KV / 45e9)
     assert by_name["small operations"] == pytest.approx(2 * 1e-3 + 1e-3)
-    assert one.tokens_per_s == one.cold_tokens_per_s == pytest.approx(1 / (0.02 + 0.08 + KV / 30e9 + 0.003))
+    assert one.tokens_per_s == one.cold_tokens_per_s == pytest.approx(1 / (0.02 + 0.08 + KV / 45e9 + 0.003))
     assert one.joules_per_token == pytest.approx(100 / one.tokens_per_s)
     assert one.load_s == pytest.approx(9)
+
+
+@pytest.mark.parametrize(("kv", "item", "rate"), [(torch.bfloat16, 2, 30e9), (torch.int8, 1 + 4 / 16, 20e9)])
+def test_narrower_keys_and_values_take_their_bytes(kv: torch.dtype, item: float, rate: float) -> None:
+    """int8: a byte each, and a scale of four for a head of 16."""
+    one = forecast(SIZES, MACHINE, context=100, kv_dtype=kv)
+    assert {term.name: term.seconds for term in one.terms}["keys and values"] == pytest.approx(KV / 4 * item / rate)
+    assert one.kv_bytes == WHOLE / 4 * item
 
 
 def test_a_step_with_half_of_the_experts_on_disk() -> None:
     one = forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100)
     assert (one.placement, one.slots, one.hit_rate, one.cache_bytes) == ("streamed", 4, 0.5, 4 * GB)
-    compute = 0.02 + 0.08 + KV / 30e9 + 0.003
+    compute = 0.02 + 0.08 + KV / 45e9 + 0.003
     assert total(one.terms) == pytest.approx(2 * 2 * 0.5 + compute - 0.5 * compute)  # half of the shorter hides
     assert total(one.cold_terms) == pytest.approx(2 * 2 + compute - 0.5 * compute)
     assert forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, hit_rate=0.75).slots == 4
@@ -193,6 +202,9 @@ def test_the_command_plans_for_what_is_not_here(capsys, tmp_path, ram, verdict, 
     answer = json.loads(out)
     assert (got, err) == (code, "") and answer["verdict"].startswith(verdict)
     assert {one["format"] for one in answer["forecasts"]} == {"int8", "int4", "int3", "int2"}
+    _, out, _ = command(capsys, "plan", "grok-1", *flags, "--kv", "int8", "--json")
+    kv = [[one["kv_bytes"] for one in each["forecasts"]] for each in (answer, json.loads(out))]
+    assert all(narrow <= exact for exact, narrow in zip(*kv, strict=True))
     got, out, _ = command(capsys, "plan", "grok-1", *flags)
     assert got == code and verdict in out.splitlines()[-1] and "W (assumed" in out
 

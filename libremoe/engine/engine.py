@@ -69,8 +69,9 @@ class Engine:
         share_prefixes: bool = True,
         draft: int = 0,
     ):
-        """kv_dtype: type of keys and values, the model's own by default. n_blocks: size of the cache in blocks of
-        64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of the free memory.
+        """kv_dtype: type of keys and values, float32, bfloat16 or int8, the model's own by default. n_blocks: size of
+        the cache in blocks of 64 tokens; else kv_bytes; else what max_running whole contexts need, at most a quarter of
+        the free memory.
         eos_ids: ids that end a text; config.eos_id by default. step_tokens: most tokens computed in one step; fewer
         where that would take longer than step_s (seconds, while a sequence decodes; scheduler.Pace says how; math.inf:
         nobody waits for a step).
@@ -194,7 +195,7 @@ class Engine:
         Raises LibremoeError where the text is empty, longer than the context, or has ids outside the vocabulary.
         """
         check_tokens(tokens, self.config.vocab_size, self.config.context_len)
-        kv = KVCache(self.config, num_blocks(len(tokens)), self.kv.layers[0].k.dtype)  # of its own, for this text
+        kv = KVCache(self.config, num_blocks(len(tokens)), self.kv.dtype)  # of its own, for this text
         blocks = [list(range(kv.n_blocks))]
         total_D = torch.zeros(self.config.dim)
         for start in range(0, len(tokens), self.step_tokens):  # in pieces, or scores grow as T * T

@@ -74,7 +74,8 @@ def perplexity(lm: LanguageModel, text: str, window: int | None = None, stride: 
     if max_tokens is not None and max_tokens < len(ids):
         ids = ids[:max_tokens]
         text = lm.tokenizer.decode(ids)
-    engine = Engine(lm.model, max_running=4, max_waiting=1 << 48, max_waiting_tokens=1 << 48, share_prefixes=False)
+    engine = Engine(lm.model, kv_dtype=lm.kv_dtype, max_running=4, max_waiting=1 << 48, max_waiting_tokens=1 << 48,
+                    share_prefixes=False)
     most = engine.max_tokens - len(bos)
     window = min(window or DEFAULT_WINDOW, most)
     stride = stride or max(1, window // 2)

@@ -27,12 +27,14 @@ LINEAR = (".attn.", ".experts.")
 
 
 def run(args: argparse.Namespace) -> int:
+    """The command. args.kv is of the candidates: the reference keeps its keys and values as they are."""
     if args.tokens < 2 or args.window < 2:
         raise LibremoeError("--tokens and --window must be at least 2")
     text = read_text(args.text)
 
-    def opened(path: str) -> LanguageModel:
-        return load(path, dtype=args.dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory)
+    def opened(path: str, is_reference: bool) -> LanguageModel:
+        return load(path, dtype=args.dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
+                    kv=None if is_reference else args.kv)
 
     rows = compare([str(args.path), *map(str, args.candidates)], args.tokens, args.window, text, opened,
                    shown=not args.json)
@@ -41,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(paths: Sequence[str], n_tokens: int, window: int, text: str | None = None,
-            opened: Callable[[str], LanguageModel] = load, shown: bool = False) -> dict[str, Any]:
-    """Every path against the first. text None: random token ids. Each window is read on its own.
+            opened: Callable[[str, bool], LanguageModel] = lambda path, _: load(path),
+            shown: bool = False) -> dict[str, Any]:
+    """Every path against the first. text None: random token ids. Each window is read on its own. opened: loads a path,
+    told whether it is the reference.
 
     {"reference": {...}, "tokens", "window", "candidates": {path: {"bits_per_weight", "perplexity", "kl_mean",
     "kl_p99", "kl_max", "top1_agreement", "router_agreement", "router_same"}}}. KL(A || B) in nats a token.
@@ -50,7 +54,7 @@ def compare(paths: Sequence[str], n_tokens: int, window: int, text: str | None =
     with the same set; None where there are no experts. Raises LibremoeError where a vocabulary differs.
     """
     reference_path, *others = paths
-    lm = opened(reference_path)
+    lm = opened(reference_path, True)
     chunks = _chunks(lm, n_tokens, window, text)
     n, vocab = sum(map(len, chunks)), lm.config.vocab_size
     with tempfile.TemporaryFile() as file, Progress("comparing", n * len(paths), shown, "tokens") as bar:
@@ -72,7 +76,7 @@ def compare(paths: Sequence[str], n_tokens: int, window: int, text: str | None =
         del lm
         for path in others:
             gc.collect()
-            lm = opened(path)
+            lm = opened(path, False)
             if lm.config.vocab_size != vocab:
                 raise LibremoeError(f"{path}: its vocabulary has {lm.config.vocab_size} ids, that of {reference_path} "
                                     f"{vocab}: they cannot be compared")

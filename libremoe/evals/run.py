@@ -241,7 +241,8 @@ def _sampler(args: argparse.Namespace) -> tuple[Sampler, dict[str, Any]]:
     lm = load_for(args, args.max_running)
     name = args.model_name or Path(args.path).resolve().name
     return LocalSampler(lm, args.max_running, args.seed), {
-        "kind": "local", "model": name, "fingerprint": fingerprint(open_checkpoint(args.path)), "dtype": args.dtype}
+        "kind": "local", "model": name, "fingerprint": fingerprint(open_checkpoint(args.path)), "dtype": args.dtype,
+        **({"kv": args.kv} if args.kv else {})}
 
 
 def _slug(name: str) -> str:

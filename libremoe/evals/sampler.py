@@ -35,7 +35,7 @@ class LocalSampler:
         if lm.tokenizer is None:
             raise LibremoeError("no tokenizer lies with this model: give one with --tokenizer FILE")
         self.lm, self.max_running, self.seed = lm, max_running, seed
-        self.engine = engine or Engine(lm.model, eos_ids=lm.eos_ids, max_running=max_running,
+        self.engine = engine or Engine(lm.model, kv_dtype=lm.kv_dtype, eos_ids=lm.eos_ids, max_running=max_running,
                                        step_tokens=max(STEP_TOKENS, max_running), max_waiting=UNBOUNDED,
                                        max_waiting_tokens=UNBOUNDED)
 

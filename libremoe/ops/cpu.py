@@ -95,7 +95,7 @@ def attention(
     if (
         not _is_plain(q_NHK, k_NGK, v_NGK)
         or (cache is not None and not cached)
-        or (cache is not None and not _is_plain(cache.k, cache.v))
+        or (cache is not None and not _takes(cache))
     ):
         return reference.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
     if seen_N is not None:
@@ -112,12 +112,19 @@ def attention(
         batch.block_tables if cached else None,
         cache.k if cache else None,
         cache.v if cache else None,
+        cache.k_scale if cache else None,
+        cache.v_scale if cache else None,
         scale,
         softcap or 0.0,
         window or 0,
         out,
     )
     return out.to(q_NHK.dtype)
+
+
+def _takes(cache: LayerCache) -> bool:
+    """Whether the kernel reads and writes this cache."""
+    return cache.k.device.type == "cpu" and cache.k.dtype in (*_FLOATS, torch.int8)
 
 
 def _attention_with_unseen(

@@ -18,6 +18,7 @@ from libremoe.experts import Expert, Weight
 from libremoe.quant import QuantTensor
 
 MASKED = -1e30  # as in the release; finite, so that a row that sees no key stays finite
+_TINY = 1e-35  # below, 127 / x is not finite
 _CHUNK_VALUES = 1 << 24  # dequantise at most this many weights at a time
 
 
@@ -67,14 +68,15 @@ def attention(
 ) -> torch.Tensor:
     """Causal attention with grouped queries: (N, H * K) in the type of q.
 
-    With a cache the batch's keys and values are written to their slots first, and each sequence reads its context_len
-    keys through its block table. seen_N: bool, False for tokens that nobody may see (pads); None where all are seen.
-    A row that sees no key at all averages the values of every key present; such rows are meaningless but finite.
+    With a cache the batch's keys and values are written to their slots first, rounded to its type (int8: to_int8), and
+    each sequence reads its context_len keys through its block table. seen_N: bool, False for tokens that nobody may
+    see (pads); None where all are seen. A row that sees no key at all averages the values of every key present; such
+    rows are meaningless but finite.
     """
     if cache is not None:
         slots = batch.slots()
-        cache.k.view(-1, *k_NGK.shape[1:])[slots] = k_NGK.to(cache.k.dtype)
-        cache.v.view(-1, *v_NGK.shape[1:])[slots] = v_NGK.to(cache.v.dtype)
+        _write(cache.k, cache.k_scale, slots, k_NGK)
+        _write(cache.v, cache.v_scale, slots, v_NGK)
         if seen_N is not None:
             cache.seen.view(-1)[slots] = seen_N
     rows = []
@@ -84,11 +86,36 @@ def attention(
             k, v, seen = k_NGK[part], v_NGK[part], None if seen_N is None else seen_N[part]
         else:
             table = torch.tensor(batch.block_tables[b][: -(-context_len // BLOCK_SIZE)])
-            k = cache.k[table].flatten(0, 1)[:context_len].to(q_NHK.dtype)
-            v = cache.v[table].flatten(0, 1)[:context_len].to(q_NHK.dtype)
+            k = _read(cache.k, cache.k_scale, table, context_len).to(q_NHK.dtype)
+            v = _read(cache.v, cache.v_scale, table, context_len).to(q_NHK.dtype)
             seen = None if seen_N is None else cache.seen[table].flatten()[:context_len]
         rows.append(_attend(q_NHK[part], k, v, batch.positions[part], seen, scale, softcap, window))
     return torch.cat(rows)
+
+
+def to_int8(x_NGK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (N, G, K) int8 from -127 to 127 and scales (N, G) float32: x is about codes * scales[..., None], each head
+    of a token with a scale of its own. Where a head has something that is not finite its scale is NaN."""
+    x = x_NGK.float()
+    peak = x.abs().amax(-1)
+    finite, tiny = peak.isfinite(), peak < _TINY
+    inverse = torch.where(tiny | ~finite, 0.0, 127.0 / peak)
+    codes = torch.round(torch.where(finite[..., None], x, 0.0) * inverse[..., None]).to(torch.int8)
+    scales = torch.where(finite, torch.where(tiny, 0.0, peak / 127.0), torch.nan)
+    return codes, scales
+
+
+def _write(cache: torch.Tensor, scales: torch.Tensor | None, slots: torch.Tensor, x_NGK: torch.Tensor) -> None:
+    if scales is None:
+        cache.view(-1, *x_NGK.shape[1:])[slots] = x_NGK.to(cache.dtype)
+    else:
+        cache.view(-1, *x_NGK.shape[1:])[slots], scales.view(-1, x_NGK.shape[1])[slots] = to_int8(x_NGK)
+
+
+def _read(cache: torch.Tensor, scales: torch.Tensor | None, table: torch.Tensor, context_len: int) -> torch.Tensor:
+    """(S, G, K): what the blocks of a table hold, float32 from an int8 cache."""
+    blocks = cache[table] if scales is None else cache[table].float() * scales[table][..., None]
+    return blocks.flatten(0, 1)[:context_len]
 
 
 def _attend(q_THK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor, positions_T: torch.Tensor,

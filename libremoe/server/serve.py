@@ -106,7 +106,7 @@ def make_service(lm: LanguageModel, args: argparse.Namespace, access: Access) ->
     template = _template(args)
     engine = Engine(lm.model, eos_ids=lm.eos_ids, max_running=args.max_running, max_waiting=args.max_waiting,
                     kv_bytes=args.kv_bytes or lm.kv_bytes, step_tokens=max(512, args.max_running),
-                    step_s=lm.step_s, draft=lm.draft)
+                    step_s=lm.step_s, draft=lm.draft, kv_dtype=lm.kv_dtype)
     threaded = ThreadedEngine(engine)
     loopback = is_loopback(args.host)
     hosts = (*LOOPBACK_HOSTS, args.host.lower(), *args.allow_host) if loopback or args.allow_host else None

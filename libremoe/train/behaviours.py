@@ -145,7 +145,8 @@ def answer_all(items: Sequence[Item], ask: Ask) -> list[Answer]:
 def ask_model(lm: LanguageModel, own: ModelTemplate | None, runner: asyncio.Runner, items: Sequence[Item],
               params: SamplingParams, seed: int) -> list[Answer]:
     """All questions through one engine, many at a time. Raises LibremoeError where one does not fit the context."""
-    engine = Engine(lm.model, eos_ids=lm.eos_ids, max_waiting=len(items) + 1, max_waiting_tokens=1 << 40)
+    engine = Engine(lm.model, kv_dtype=lm.kv_dtype, eos_ids=lm.eos_ids, max_waiting=len(items) + 1,
+                    max_waiting_tokens=1 << 40)
     prompts: dict[int, tuple[int, Prompt]] = {}
     for n, item in enumerate(items):
         prompt = _prompt(lm, own, runner, item)
