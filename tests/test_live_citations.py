@@ -9,6 +9,7 @@ import pytest
 from live_claims import HELD_OUT, STORIES, altered
 
 from libremoe.live import citations
+from libremoe.live.reasons import REASONS, worded
 from libremoe.live.values import Excerpt
 from libremoe.live.words import clauses, sentences
 
@@ -55,6 +56,20 @@ def flagged_share(stories: list, kinds: tuple[str, ...] = KINDS) -> float:  # ty
 def test_true_sentences_are_seldom_flagged(stories: list) -> None:  # type: ignore[type-arg]
     wrong = [t for source, t in pairs(stories) if citations.check(cited(t), [source])[0].verdict != "supported"]
     assert len(wrong) <= WRONGLY_FLAGGED * len(list(pairs(stories))), wrong
+
+
+def test_every_reason_has_words_in_both_languages() -> None:
+    found = [citations.check(cited(twin), [source])[0] for _, source, twin in twins(STORIES)]
+    found += citations.check("It rose [9]. So [1].", [excerpt(1, "It fell.")])
+    seen = {s.reason for s in found if s.verdict in ("unsupported", "dangling")}
+    assert {"dangling", "number", "name", "negation"} <= seen <= set(REASONS["en"]) == set(REASONS["fr"])
+    for s in found:
+        if s.reason:
+            english, french = worded(s.reason, s.about, "en"), worded(s.reason, s.about, "fr")
+            assert english != french and "{" not in english + french
+            assert bool(s.about) == ("{about}" in REASONS["en"][s.reason]) == ("{about}" in REASONS["fr"][s.reason])
+            assert s.about in english and s.about in french
+    assert worded("an old answer's sentence", "", "fr") == "an old answer's sentence"
 
 
 @pytest.mark.parametrize("kind", KINDS)

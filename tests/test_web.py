@@ -18,6 +18,7 @@ from libremoe.chat.message import Tool, ToolCall
 from libremoe.chat.session import Request
 from libremoe.chat.tool_box import Entry, ToolBox
 from libremoe.errors import LibremoeError
+from libremoe.live.reasons import REASONS, worded
 from libremoe.server import keys
 
 pytestmark = needs_chromium
@@ -221,9 +222,9 @@ def test_live_answers_show_what_they_rest_on(chromium: Any) -> None:
         assert live.asked == ["What is new about rockets?"]
         answer = last(page)
         assert answer.locator(".source").count() == 2
-        assert "1 of 2 cited sentences are supported" in answer.locator(".tally").inner_text()
+        assert "1 of 2 cited sentences is supported" in answer.locator(".tally").inner_text()
         assert answer.locator(".verdict.supported").count() == 1 and answer.locator(".verdict.unsupported").count() == 1
-        assert "Spain" in answer.locator(".doubts").inner_text()
+        assert worded("name", "Spain", "en") in answer.locator(".doubts").inner_text()
         answer.locator("a.cite").nth(1).click()
         assert page.evaluate("document.activeElement.dataset.number") == "2"
         assert page.url.endswith(page.evaluate("location.hash")) and "source-" not in page.url
@@ -302,13 +303,17 @@ def test_french_is_whole_and_remembered(chromium: Any) -> None:
         assert page.locator("html").get_attribute("lang") == "en"
         assert page.get_by_role("button", name="New conversation").is_visible()
         english, french = page.evaluate("import('/web/words.js').then((m) => [m.WORDS.en, m.WORDS.fr])")
+        for shown, ours in ((english, REASONS["en"]), (french, REASONS["fr"])):  # as the terminal words them
+            assert {k: v.replace("\u202f", " ") for k, v in shown.items() if k.startswith("why_")} == {
+                f"why_{code}": text for code, text in ours.items()}
         assert set(english) == set(french) and all(french.values())
         for key, text in french.items():
             assert not re.search(r"[ \u00a0][;:!?»]|«[ \u00a0]|\w[;!?»]|[a-zé]:(?!\w)|'", text), (key, text)
             assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", english[key])), key
         used = "".join(path.read_text() for path in (Path(__file__).parent.parent / "libremoe/server/web").glob("*.js")
                        if path.name != "words.js")
-        assert not [key for key in english if not re.search(rf"\b{key}\b", used) and not key.startswith(("call_", "k_"))
+        made = ("call_", "k_", "why_")
+        assert not [key for key in english if not re.search(rf"\b{key}\b", used) and not key.startswith(made)
                     and not key.endswith("_auto") and f'"{key}"' not in used and f"{key}" not in ("skip", "message")]
         watched.check()
 

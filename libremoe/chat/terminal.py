@@ -28,6 +28,7 @@ from libremoe.chat.message import Text
 from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta, Written
 from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
+from libremoe.live.reasons import worded
 from libremoe.run import default_model, sampling_params
 from libremoe.tiny import is_random
 from libremoe.weights import open_checkpoint
@@ -272,7 +273,8 @@ class Terminal:
             self.say(f"[{one['number']}] {one['title']} - {one['url']} (read {fetched})")
         for one in details.get("sentences", []):
             if one["verdict"] in ("unsupported", "dangling"):
-                self.say(f"not borne out: {text[one['start'] : one['end']]!r}: {one.get('reason', '')}", "yellow")
+                why = worded(one.get("reason", ""), one.get("about", ""), self.language)
+                self.say(f"not borne out: {text[one['start'] : one['end']]!r}: {why}", "yellow")
         for one in details.get("notes", []):
             self.say(one, "yellow")
         stats = details.get("stats")

@@ -20,6 +20,8 @@ from libremoe.live.words import EXCLUSIVE, fold, language, sentences, stem
 
 __all__ = ["agreement", "check", "cited_numbers"]
 
+Problem = tuple[str, str]  # a key of reasons.REASONS, and what it is about
+
 _MARK = re.compile(r"\[\^?(\d[\d,;\s–-]{0,80})\]|【(\d[^】【\[`\n]{0,40})】")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _DRESS = re.compile(r"^[\s>#*-]*(?:\d{1,3}[.)]\s)?|\*\*|__|(?<!\w)[*_]|[*_](?!\w)")
@@ -57,7 +59,7 @@ def check(answer: str, excerpts: Sequence[Excerpt]) -> list[Sentence]:
         strangers = [n for n in numbers if n not in by_number]
         if strangers:
             shown = ", ".join(str(n) for n in strangers[:5])
-            found.append(Sentence(start, end, numbers, "dangling", None, f"there is no excerpt {shown}"))
+            found.append(Sentence(start, end, numbers, "dangling", None, "dangling", shown))
         elif not numbers:
             found.append(Sentence(start, end, (), "uncited"))
         else:
@@ -74,28 +76,30 @@ def _bare(text: str) -> str:
 def _judge(sentence: Sentence, text: str, cited: list[Excerpt]) -> Sentence:
     made = claim(text)
     if not (made.stems or made.names or made.numbers or made.days):
-        return dataclasses.replace(sentence, reason="it says nothing that can be compared")
+        return dataclasses.replace(sentence, reason="empty")
     best = [_best(made, excerpt) for excerpt in cited]
     good = [m for m in best if not m.problem] or _by_parts(made, cited)
     nearest = min(good or best, key=lambda m: -m.words)
     span = (nearest.excerpt.number, nearest.start, nearest.end)
     if not good:
-        return dataclasses.replace(sentence, span=span, reason=nearest.problem)
+        return dataclasses.replace(sentence, span=span, reason=nearest.problem, about=nearest.about)
     used = {m.excerpt.number for m in good}
     idle = [m.excerpt.number for m in best if m.excerpt.number not in used and not m.related]
     if idle:
-        return dataclasses.replace(sentence, span=span, reason=f"[{idle[0]}] does not speak of this")
+        return dataclasses.replace(sentence, span=span, reason="unrelated", about=str(idle[0]))
     return dataclasses.replace(sentence, verdict="supported", span=span)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """How well a stretch of an excerpt bears out a claim. problem: "" where it does. words: share found there."""
+    """How well a stretch of an excerpt bears out a claim. problem, about: those of reasons.py, "" where it does. words:
+    share found there."""
 
     excerpt: Excerpt
     start: int
     end: int
     problem: str
+    about: str
     words: float
     related: bool = True
 
@@ -128,13 +132,13 @@ def _best(made: Claim, excerpt: Excerpt) -> _Match:
             ranked.append((-_likeness(made, source), length, start, end, source))
     ranked.sort(key=lambda r: r[:3])
     closest = max((-r[0] for r in ranked if r[1] == 1), default=0.0)
-    worst = _Match(excerpt, 0, 0, "the excerpt says nothing of this", 0.0, False)
+    worst = _Match(excerpt, 0, 0, "silent", "", 0.0, False)
     nearest, fewest = worst, 100
     for likeness, _, start, end, source in ranked:
         if -likeness < STANDS_BESIDE * closest:
             break  # what stands in the sentence that is most like the claim counts, not one that says little
         problems = _problems(made, source, excerpt)
-        match = _Match(excerpt, start, end, problems[0] if problems else "", -likeness, likeness < -0.3)
+        match = _Match(excerpt, start, end, *(problems[0] if problems else ("", "")), -likeness, likeness < -0.3)
         if not problems:
             return match
         if len(problems) < fewest:
@@ -154,20 +158,20 @@ def _likeness(made: Claim, source: Claim) -> float:
     return has / max(1, len(made.stems) + 2 * len(made.keys) + 2 * len(made.numbers))
 
 
-def _problems(made: Claim, source: Claim, excerpt: Excerpt) -> list[str]:
-    """What speaks against the source bearing out the claim, each as a sentence for people; [] where nothing does."""
+def _problems(made: Claim, source: Claim, excerpt: Excerpt) -> list[Problem]:
+    """What speaks against the source bearing out the claim; [] where nothing does."""
     whole = claim(f"{excerpt.title}. {excerpt.text}", excerpt.published)
-    found = [f"“{q}” does not stand there" for q in made.quotes if _flat(q) not in _flat(excerpt.text)]
+    found = [("quote", q) for q in made.quotes if _flat(q) not in _flat(excerpt.text)]
     found += _numbers_missing(made, source, excerpt.published)
     missing = [n for n in made.keys if not _has_name(n, made, source)]
     if missing and not _from_before(missing, made, source, whole):
-        found.append(f"the source does not say this of {_written(missing[0], made)}")
+        found.append(("name", _written(missing[0], made)))
     found += _turned(made, source) + _opposite(made, source)
     if not made.hedged and any(there.hedged for _, there in _aligned(made, source)):
-        found.append("the source says only that it may be so")
+        found.append(("hedged", ""))
     found += _bound_elsewhere(made, source) + _swapped(made, source)
     if not found and not _enough_words(made, source, whole):
-        found.append("the source has too few of its words")
+        found.append(("words", ""))
     return found
 
 
@@ -179,17 +183,17 @@ def _written(key: str, made: Claim) -> str:
     return next((n.written for n in made.names if n.key == key), key)
 
 
-def _numbers_missing(made: Claim, source: Claim, published: float | None) -> list[str]:
+def _numbers_missing(made: Claim, source: Claim, published: float | None) -> list[Problem]:
     years = {d.year for d in (*source.days, *source.relative) if d.year}
-    found = []
+    found: list[Problem] = []
     for n in made.numbers:
         year = not n.kind and any(int(v) in years for v in n.values if 1000 <= v <= 2100)
         if not year and not any(agree(n, m) for m in source.numbers):
-            found.append(f"the source does not give {made.text[n.start:n.end]}")
+            found.append(("number", made.text[n.start:n.end]))
     for d in made.days:
         year_only = d.year and any(d.year in map(int, m.values) for m in source.numbers) and not d.month
         if not year_only and not any(same_day(d, s, published) for s in (*source.days, *source.relative)):
-            found.append(f"the source does not give the date {made.text[d.start:d.end]}")
+            found.append(("date", made.text[d.start:d.end]))
     return found
 
 
@@ -208,22 +212,22 @@ def _from_before(missing: list[str], made: Claim, source: Claim, whole: Claim) -
     return known and (source.leans_back or source.keys <= made.keys)
 
 
-def _turned(made: Claim, source: Claim) -> list[str]:
+def _turned(made: Claim, source: Claim) -> list[Problem]:
     """A clause with a negation, where the source's most like it has none about the same, or the reverse."""
     for part, there in _aligned(made, source):
         against = part.negated and not there.negated
         if not part.negated and there.negated:
             against = not there.heads or bool(there.heads & part.affirmed)
         if against and not _exclude(part.stems, there.stems):
-            return ["one of them has a negation that the other has not"]
+            return [("negation", "")]
     return []
 
 
-def _opposite(made: Claim, source: Claim) -> list[str]:
+def _opposite(made: Claim, source: Claim) -> list[Problem]:
     """A word that excludes what the source says, such as rose and fell, in clauses that speak of the same."""
     for part, there in _aligned(made, source):
         if part.negated == there.negated and _exclude(part.stems, there.stems):
-            return ["it says the opposite of the source, or something that excludes it"]
+            return [("opposite", "")]
     return []
 
 
@@ -278,7 +282,7 @@ def _clauses_with_names(made: Claim, whole: bool = False) -> list[_Clause]:
     return found
 
 
-def _bound_elsewhere(made: Claim, source: Claim) -> list[str]:
+def _bound_elsewhere(made: Claim, source: Claim) -> list[Problem]:
     """A number or date that the source gives of something else: its clause is less like the claim's than another's."""
     there = _clauses_with_names(source)
     days = frozenset(map(_day_key, made.days))
@@ -286,11 +290,11 @@ def _bound_elsewhere(made: Claim, source: Claim) -> list[str]:
         for n in part.made.numbers:
             fits = [[agree(n, m) for m in c.made.numbers if m.kind == n.kind or agree(n, m)] for c in there]
             if _elsewhere(part, there, fits, days):
-                return [f"the source gives {part.made.text[n.start:n.end]} for something else"]
+                return [("elsewhere", part.made.text[n.start:n.end])]
         for d in part.made.days:
             fits = [[same_day(d, e, None) for e in c.made.days] for c in there]
             if _elsewhere(part, there, fits, frozenset()):
-                return [f"the source gives {part.made.text[d.start:d.end]} for something else"]
+                return [("elsewhere", part.made.text[d.start:d.end])]
     return _other_date(made, source)
 
 
@@ -310,7 +314,7 @@ def _elsewhere(part: _Clause, there: list[_Clause], fits: list[list[bool]], days
     return own >= 0 and other > own
 
 
-def _other_date(made: Claim, source: Claim) -> list[str]:
+def _other_date(made: Claim, source: Claim) -> list[Problem]:
     """A number with a date where the source gives it beside another date, and another number beside this one."""
     if len(made.days) != 1 or len(source.days) < 2 or len(source.numbers) < 2:
         return []
@@ -319,7 +323,7 @@ def _other_date(made: Claim, source: Claim) -> list[str]:
         beside = [_nearest(m, source.days) for m in source.numbers if agree(n, m)]
         taken = [_nearest(m, source.days) for m in source.numbers if m.kind == n.kind and not agree(n, m)]
         if beside and not any(same_day(day, d, None) for d in beside) and any(same_day(day, d, None) for d in taken):
-            return [f"the source gives {made.text[n.start:n.end]} for another date"]
+            return [("other_date", made.text[n.start:n.end])]
     return []
 
 
@@ -327,7 +331,7 @@ def _nearest(number: Figure, days: Sequence[Day]) -> Day:
     return min(days, key=lambda d: d.start - number.end if d.start >= number.end else number.start - d.end + 3)
 
 
-def _swapped(made: Claim, source: Claim) -> list[str]:
+def _swapped(made: Claim, source: Claim) -> list[Problem]:
     """Two names that changed places around the same word: who beat whom."""
     first = {n.key: n for n in reversed(source.names)}
     passive = {text: bool(re.search(r"\b(?:by|par)\b", text, re.IGNORECASE)) for text in (made.text, source.text)}
@@ -338,7 +342,7 @@ def _swapped(made: Claim, source: Claim) -> list[str]:
             here = _between(made.text, a.start + len(a.written), b.start)
             there = _between(source.text, first[b.key].start + len(b.written), first[a.key].start)
             if shared(here, there) and passive[made.text] == passive[source.text]:
-                return [f"{a.written} and {b.written} have changed places"]
+                return [("swapped", f"{a.written}, {b.written}")]
     return []
 
 

@@ -40,7 +40,7 @@ class Sentence:
     """One sentence of an answer, answer[start:end], with what became of its citations.
 
     numbers: the excerpts it cites. span: (number, start, end), the stretch of that excerpt's text that bears it out, or
-    comes nearest where the verdict is unsupported. reason: for people, why it is not supported.
+    comes nearest where the verdict is unsupported. reason, about: why it is not supported; reasons.worded() says it.
     """
 
     start: int
@@ -49,6 +49,7 @@ class Sentence:
     verdict: Verdict
     span: tuple[int, int, int] | None = None
     reason: str = ""
+    about: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -1,7 +1,7 @@
 // What an answer rests on: its sources, how its sentences stand to them, and where they contradict each other.
 
 import { $$, h } from "./dom.js";
-import { moment, t } from "./words.js";
+import { moment, reason, t } from "./words.js";
 
 const SIGNS = { supported: "✓", unsupported: "≠", dangling: "∅", uncited: "·" };
 
@@ -48,7 +48,7 @@ function verdicts(sentences) {
   const cited = sentences.filter((one) => ["supported", "unsupported", "dangling"].includes(one.verdict));
   if (!cited.length) return null;
   const ok = cited.filter((one) => one.verdict === "supported").length;
-  return h("span", { class: ok === cited.length ? "tally good" : "tally bad" }, t("checks", { ok, n: cited.length }));
+  return h("span", { class: ok === cited.length ? "tally good" : "tally bad" }, t("checks", { n: ok, of: cited.length }));
 }
 
 function card(source) {
@@ -77,7 +77,7 @@ function doubts(sentences, text) {
   const bad = sentences.filter((one) => one.verdict === "unsupported" || one.verdict === "dangling");
   if (!bad.length) return null;
   return [h("h3", {}, t("doubts")), h("ul", { class: "doubts" }, bad.map((one) =>
-    h("li", {}, h("q", {}, text.slice(one.start, one.end).trim()), one.reason ? h("span", { class: "where" }, ` ${one.reason}`) : null)))];
+    h("li", {}, h("q", {}, text.slice(one.start, one.end).trim()), one.reason ? h("span", { class: "where" }, ` ${reason(one.reason, one.about)}`) : null)))];
 }
 
 function agreement(details) {

@@ -8,7 +8,7 @@ const EN = {
   more_of: "More for “{title}”", rename: "Rename", rename_title: "Rename the conversation", name: "Name", save: "Save", cancel: "Cancel",
   remove: "Delete", remove_title: "Delete this conversation?", remove_text: "“{title}” will be erased from this machine: no copy stays.",
   removed: "The conversation was erased.", export: "Export", export_markdown: "Export as Markdown", export_json: "Export as JSON",
-  export_html: "Export as a web page", no_hits: "Nothing found for “{query}”.", hits: "{n} found",
+  export_html: "Export as a web page", no_hits: "Nothing found for “{query}”.", hits: "{n} found|{n} found",
   no_conversations: "Conversations will be listed here. They stay on this machine.",
   greeting: "What shall we look into?", greeting_text: "{model} runs on this machine. Nothing you write leaves it.",
   greeting_live: "{model} runs on this machine. With Live on, your question goes to the sources you chose, and nowhere else.",
@@ -26,7 +26,14 @@ const EN = {
   failed: "The answer failed.", searching: "Searching your sources for “{query}”",
   sources: "Sources", n_sources: "{n} source|{n} sources", no_sources: "No sources", snapshot: "read {when}", published: "published {when}", excerpt: "The excerpt that was used",
   supported: "The source supports this sentence", unsupported: "The source does not support this sentence", dangling: "There is no such source", uncited: "No source is given for this sentence",
-  checks: "{ok} of {n} cited sentences are supported by their sources.", doubts: "Not supported", facts: "Agreed by independent sources", opinions: "Opinions", conflicts: "Sources contradict each other",
+  checks: "{n} of {of} cited sentences is supported by its sources.|{n} of {of} cited sentences are supported by their sources.", doubts: "Not supported", facts: "Agreed by independent sources", opinions: "Opinions", conflicts: "Sources contradict each other",
+  why_dangling: "there is no excerpt {about}", why_empty: "it says nothing that can be compared", why_silent: "the excerpt says nothing of this",
+  why_unrelated: "[{about}] does not speak of this", why_quote: "“{about}” does not stand there", why_number: "the source does not give {about}",
+  why_date: "the source does not give the date {about}", why_name: "the source does not say this of {about}",
+  why_negation: "one of them has a negation that the other has not",
+  why_opposite: "it says the opposite of the source, or something that excludes it", why_hedged: "the source says only that it may be so",
+  why_words: "the source has too few of its words", why_elsewhere: "the source gives {about} for something else",
+  why_other_date: "the source gives {about} for another date", why_swapped: "{about} have changed places",
   opinion_n: "{n} voice|{n} voices", source_n: "Source {n}", marker: "no source {n}",
   call: "Tool call", call_asks: "The model wants to call this tool", allow: "Allow once", always: "Allow in this conversation", refuse: "Refuse", call_input: "Input", call_output: "Result",
   call_running: "running", call_waiting: "waits for you", call_done: "done", call_failed: "failed",
@@ -41,7 +48,7 @@ const EN = {
   live_sources: "Live sources", sources_text: "Live answers ask these, and no others.", add_source: "Add a source", kind: "Kind", kind_auto: "found out", address: "Address or name", add: "Add", remove_source: "Remove {name}", source_added: "{name} was added.", source_removed: "{name} was removed.", sources_empty: "No source yet.",
   prompts: "System prompts", prompts_text: "What the model is told before you say anything, word for word. Each answer names the hash of the one it was written under.", in_use: "in use since {when}", earlier: "Earlier, since {when}", own: "your own",
   data: "Your data", import: "Import", import_text: "Conversations exported by ChatGPT, Open WebUI or libremoe (.json, .zip).", choose_file: "Choose a file", importing: "Reading {name}", imported: "{n} conversation was imported.|{n} conversations were imported.", import_failed: "{name}: {message}",
-  erase_all: "Erase all conversations", erase_all_text: "All {n} conversations will be erased from this machine: no copy stays. Export first what you want to keep.", erased_all: "All conversations were erased.",
+  erase_all: "Erase all conversations", erase_all_text: "The conversation will be erased from this machine: no copy stays. Export first what you want to keep.|All {n} conversations will be erased from this machine: no copy stays. Export first what you want to keep.", erased_all: "All conversations were erased.",
   layers_name: "Layers", table: "Table", formula: "Formula", about: "About", model: "Model", context: "Context", context_n: "{n} tokens", layers_experts: "{layers} layers, {experts} experts in each", dense: "{layers} layers", storage: "Conversations", kept_on_disk: "kept on this machine", kept_in_memory: "kept in memory only, until the server ends", weights: "Weights", weights_random: "random", log_out: "Log out",
   keyboard: "Keyboard", k_send: "Send", k_line: "New line", k_stop: "Stop the answer", k_new: "New conversation", k_search: "Search", k_message: "To the message field", k_list: "Show or hide conversations", k_edit: "Edit your last message (in an empty field)", k_copy: "Copy the last answer", k_again: "Answer again", k_version: "Previous or next version of the last answer", k_atlas: "Expert atlas", k_settings: "Settings", k_keys: "These keys", or: "or",
   error: "That did not work: {message}", no_server: "The server does not answer. What you wrote is kept here; trying again.", again: "Try again", back: "The server answers again.", gone: "This conversation is not here any more.", to_end: "To the newest message",
@@ -54,7 +61,7 @@ const FR = {
   more_of: "Autres actions pour « {title} »", rename: "Renommer", rename_title: "Renommer la conversation", name: "Nom", save: "Enregistrer", cancel: "Annuler",
   remove: "Supprimer", remove_title: "Supprimer cette conversation ?", remove_text: "« {title} » sera effacée de cette machine : il n’en restera aucune copie.",
   removed: "La conversation a été effacée.", export: "Exporter", export_markdown: "Exporter en Markdown", export_json: "Exporter en JSON",
-  export_html: "Exporter en page web", no_hits: "Rien trouvé pour « {query} ».", hits: "{n} trouvées",
+  export_html: "Exporter en page web", no_hits: "Rien trouvé pour « {query} ».", hits: "{n} trouvée|{n} trouvées",
   no_conversations: "Vos conversations apparaîtront ici. Elles restent sur cette machine.",
   greeting: "Que voulez-vous explorer ?", greeting_text: "{model} tourne sur cette machine. Rien de ce que vous écrivez n’en sort.",
   greeting_live: "{model} tourne sur cette machine. En direct, votre question va aux sources que vous avez choisies, et nulle part ailleurs.",
@@ -72,7 +79,14 @@ const FR = {
   failed: "La réponse a échoué.", searching: "Recherche dans vos sources : « {query} »",
   sources: "Sources", n_sources: "{n} source|{n} sources", no_sources: "Aucune source", snapshot: "lu {when}", published: "publié {when}", excerpt: "L’extrait utilisé",
   supported: "La source appuie cette phrase", unsupported: "La source n’appuie pas cette phrase", dangling: "Cette source n’existe pas", uncited: "Aucune source n’est donnée pour cette phrase",
-  checks: "{ok} phrases sur {n} sont appuyées par leurs sources.", doubts: "Sans appui", facts: "Établi par des sources indépendantes", opinions: "Opinions", conflicts: "Des sources se contredisent",
+  checks: "{n} phrase sur {of} est appuyée par ses sources.|{n} phrases sur {of} sont appuyées par leurs sources.", doubts: "Sans appui", facts: "Établi par des sources indépendantes", opinions: "Opinions", conflicts: "Des sources se contredisent",
+  why_dangling: "il n’y a pas d’extrait {about}", why_empty: "elle ne dit rien que l’on puisse comparer", why_silent: "l’extrait n’en dit rien",
+  why_unrelated: "[{about}] ne parle pas de cela", why_quote: "« {about} » ne s’y trouve pas", why_number: "la source ne donne pas {about}",
+  why_date: "la source ne donne pas la date {about}", why_name: "la source ne dit pas cela de {about}",
+  why_negation: "l’une des deux a une négation que l’autre n’a pas",
+  why_opposite: "elle dit le contraire de la source, ou quelque chose qui l’exclut", why_hedged: "la source dit seulement que c’est possible",
+  why_words: "la source a trop peu de ses mots", why_elsewhere: "la source donne {about} pour autre chose",
+  why_other_date: "la source donne {about} pour une autre date", why_swapped: "{about} ont échangé leurs places",
   opinion_n: "{n} voix|{n} voix", source_n: "Source {n}", marker: "pas de source {n}",
   call: "Appel d’outil", call_asks: "Le modèle veut appeler cet outil", allow: "Autoriser une fois", always: "Autoriser dans cette conversation", refuse: "Refuser", call_input: "Entrée", call_output: "Résultat",
   call_running: "en cours", call_waiting: "attend votre accord", call_done: "terminé", call_failed: "échec",
@@ -87,7 +101,7 @@ const FR = {
   live_sources: "Sources en direct", sources_text: "Les réponses en direct interrogent celles-ci, et aucune autre.", add_source: "Ajouter une source", kind: "Type", kind_auto: "à déterminer", address: "Adresse ou nom", add: "Ajouter", remove_source: "Retirer {name}", source_added: "{name} a été ajoutée.", source_removed: "{name} a été retirée.", sources_empty: "Aucune source pour l’instant.",
   prompts: "Consignes système", prompts_text: "Ce qui est dit au modèle avant que vous ne parliez, mot pour mot. Chaque réponse nomme l’empreinte de celle qui l’a guidée.", in_use: "en usage depuis le {when}", earlier: "Auparavant, depuis le {when}", own: "la vôtre",
   data: "Vos données", import: "Importer", import_text: "Conversations exportées par ChatGPT, Open WebUI ou libremoe (.json, .zip).", choose_file: "Choisir un fichier", importing: "Lecture de {name}", imported: "{n} conversation a été importée.|{n} conversations ont été importées.", import_failed: "{name} : {message}",
-  erase_all: "Effacer toutes les conversations", erase_all_text: "Les {n} conversations seront effacées de cette machine : il n’en restera aucune copie. Exportez d’abord ce que vous voulez garder.", erased_all: "Toutes les conversations ont été effacées.",
+  erase_all: "Effacer toutes les conversations", erase_all_text: "La conversation sera effacée de cette machine : il n’en restera aucune copie. Exportez d’abord ce que vous voulez garder.|Les {n} conversations seront effacées de cette machine : il n’en restera aucune copie. Exportez d’abord ce que vous voulez garder.", erased_all: "Toutes les conversations ont été effacées.",
   layers_name: "Couches", table: "Tableau", formula: "Formule", about: "À propos", model: "Modèle", context: "Contexte", context_n: "{n} jetons", layers_experts: "{layers} couches de {experts} experts", dense: "{layers} couches", storage: "Conversations", kept_on_disk: "gardées sur cette machine", kept_in_memory: "en mémoire seulement, jusqu’à l’arrêt du serveur", weights: "Poids", weights_random: "aléatoires", log_out: "Se déconnecter",
   keyboard: "Clavier", k_send: "Envoyer", k_line: "Aller à la ligne", k_stop: "Arrêter la réponse", k_new: "Nouvelle conversation", k_search: "Rechercher", k_message: "Vers le champ de message", k_list: "Afficher ou masquer les conversations", k_edit: "Modifier votre dernier message (champ vide)", k_copy: "Copier la dernière réponse", k_again: "Répondre à nouveau", k_version: "Version précédente ou suivante de la dernière réponse", k_atlas: "Atlas des experts", k_settings: "Réglages", k_keys: "Ces raccourcis", or: "ou",
   error: "Cela n’a pas marché : {message}", no_server: "Le serveur ne répond pas. Ce que vous avez écrit est gardé ici ; nouvel essai en cours.", again: "Réessayer", back: "Le serveur répond de nouveau.", gone: "Cette conversation n’est plus ici.", to_end: "Vers le message le plus récent",
@@ -102,6 +116,9 @@ export const WORDS = { en: EN, fr: Object.fromEntries(Object.entries(FR).map(([k
 const SECOND = 1000;
 
 export const language = () => (document.documentElement.lang === "fr" ? "fr" : "en");
+
+/** Why a sentence is not borne out: the words of live/reasons.py. Answers kept before there were codes carry English. */
+export const reason = (code, about = "") => (`why_${code}` in WORDS.en ? t(`why_${code}`, { about }) : code);
 
 /** The words for key. {n} chooses between "one|many" where there are two. */
 export function t(key, values = {}) {
