@@ -122,7 +122,7 @@ def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
     assert record["steps"] == STEPS and record["data"]["pretrain"]["meta"] == {"seed": 100}
     assert set(record["rounding"]) == {"f32", "int8", "int4"}
     exact = record["history"]["evaluations"][-1][2]
-    assert record["rounding"]["f32"]["valid-pretrain"] == pytest.approx(exact, abs=1e-3)
+    assert record["rounding"]["f32"]["valid-pretrain"] == pytest.approx(exact, abs=0.01)  # which may be of bfloat16
     text = card(record)
     assert "| tokens seen | 12,288 in 12 steps |" in text
     assert "Not measured: the dense model and the 5-gram model." in text
