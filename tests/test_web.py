@@ -371,25 +371,50 @@ def test_axe_finds_no_barrier(chromium: Any, scheme: str) -> None:
         assert wrong == {}
 
 
-@pytest.mark.parametrize("place", ["message", "error"])
+@pytest.mark.parametrize("place", ["message", "error", "math", "citation"])
 def test_hostile_text_does_nothing(chromium: Any, place: str) -> None:
-    """In people's messages, titles, and answers that come letter by letter, or in what went wrong."""
+    """In people's messages, titles, and answers and formulas that come letter by letter; in what went wrong; in all
+    that a source says of itself and in what is cited of it."""
+    live = PageLive()
 
     def says(request: Request) -> list[str]:
         asked = request.messages[-1].text
         if place == "error":
             raise LibremoeError(asked)
-        return list(asked)
+        if place == "citation":
+            return list("".join(f"{one.text} [{one.number}]. " for one in live.excerpts))
+        return list(f"$$\n{asked}\n$$\n\n\\({asked}\\) and ${asked}$" if place == "math" else asked)
 
-    with served_page(says) as running, open_page(chromium, running) as watched:
-        texts = [*PAYLOADS, *many(N_PAYLOADS)]
-        for start in range(0, len(texts), 12):
-            page = watched.page
+    texts, each = [*PAYLOADS, *many(N_PAYLOADS)], 6 if place == "citation" else 12
+    with served_page(says, live=live) as running, open_page(chromium, running) as watched:
+        page = watched.page
+        if place == "citation":
+            page.get_by_role("button", name="Live").click()
+        for start in range(0, len(texts), each):
+            some = texts[start : start + each]
             page.locator("#new").click()
             page.locator(".greeting").wait_for()
-            ask(page, "\n\n".join(texts[start : start + 12]))
+            live.excerpts = [excerpt(i, one, one, author=one, source=one, kind=one, url=one)
+                             for i, one in enumerate(some, 1)]
+            ask(page, "What is new?" if place == "citation" else "\n\n".join(some))
+            if place == "citation":
+                assert page.locator("article.assistant .source").count() == len(some)
+                assert not page.locator(".source a:not([href^=http])").count()
         watched.check()
         assert not page.locator("#thread :is(script, iframe, object, embed, form, img, style, link, base)").count()
+
+
+def test_hostile_file_names_are_text(chromium: Any) -> None:
+    with served_page(echo) as running, open_page(chromium, running) as watched:
+        page = watched.page
+        page.locator("#open-settings").click()
+        page.get_by_role("tab", name="Your data").click()
+        for text in [*PAYLOADS, *many(N_PAYLOADS)]:
+            name = "".join(c for c in text if c.isprintable()).replace("/", "\u2215") + ".json"
+            page.locator("#file").set_input_files({"name": name, "mimeType": "application/json", "buffer": b"no"})
+            page.wait_for_function("(name) => document.body.textContent.includes(name)", arg=name)
+        watched.check()
+        assert not page.locator("dialog :is(script, iframe, object, embed, img, style, link, base)").count()
 
 
 def test_keyboard_alone(chromium: Any) -> None:
