@@ -28,10 +28,13 @@ REFUSED = {
 }
 
 
+JSON_TYPES = ("application/json",)  # what a form of another page can send is not among them
+
+
 async def read_body(request: Request, model: type[M], settings: Settings) -> M:
     """Raises ApiError: 400 not JSON, too deep or a wrong field, 408 too slow, 413 too long, 415 another type."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind not in JSON_TYPES:
         raise ApiError(415, "send JSON with 'Content-Type: application/json'")
     body = await read_bytes(request, settings.max_body_bytes, settings.body_timeout_s)
     if len(body) < LARGE_BYTES:
