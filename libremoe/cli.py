@@ -256,7 +256,9 @@ def _add_live(commands) -> None:  # type: ignore[no-untyped-def]
     ledger.add_argument("--clear", action="store_true", help="erase what was asked; that bytes went to a host stays")
     offline = actions.add_parser("offline", help="the switch: with it on, no socket is opened")
     offline.add_argument("switch", nargs="?", choices=("on", "off"), help="default: say which it is")
-    for action in (add, listed, remove, refresh, search, ledger, offline):
+    archive = actions.add_parser("archive", help="how much it holds; beyond its limit what is oldest is erased")
+    archive.add_argument("--limit", metavar="SIZE", help="what it may occupy from now on, such as 500M (default 1 GiB)")
+    for action in (add, listed, remove, refresh, search, ledger, offline, archive):
         action.add_argument("--data", type=Path, metavar="DIR", help="as of libremoe serve and chat")
         action.add_argument("--json", action="store_true")
 

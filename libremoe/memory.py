@@ -17,7 +17,7 @@ def parse_bytes(text: str) -> int:
     """Bytes of "12G", "800M", "1.5GiB" or "4096". Raises LibremoeError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower(), re.ASCII)
     if found is None or found.group(2) not in _UNITS:
-        raise LibremoeError(f"{text!r} is not an amount of memory: write 12G, 800M or 1.5GiB")
+        raise LibremoeError(f"{text!r} is not an amount of bytes: write 12G, 800M or 1.5GiB")
     return int(float(found.group(1)) * _UNITS[found.group(2)])
 
 

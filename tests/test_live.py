@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from live_web import Asked, Web, answer, redirect
 
+from libremoe.cli import main
 from libremoe.errors import LibremoeError
 from libremoe.live import Live, citations
 from libremoe.live.agreement import independent, site
-from libremoe.live.archive import keywords, passages
+from libremoe.live.archive import Archive, keywords, passages
 from libremoe.live.clean import visible
 from libremoe.live.fetch import DEFAULT
 from libremoe.live.parsing import Item, Parser
@@ -228,6 +229,39 @@ def test_nothing_fresh_is_said() -> None:
         assert (await live.gather("?!", "en", WAIT_S)).notes == ["the question has no word that could be searched by"]
 
     run(body)
+
+
+def test_the_archive_keeps_to_its_limit_and_the_newest(tmp_path: Path) -> None:
+    def mark(i: int) -> str:
+        return "mark" + "".join("abcdefghij"[int(digit)] for digit in str(i))
+
+    path = tmp_path / "archive.sqlite"
+    archive = Archive(path)
+    archive.limit = limit = 1 << 20
+    draw = random.Random(1)
+    for i in range(150):
+        text = " ".join(f"word{draw.randrange(10**6)}" for _ in range(1000)) + f". The mark of this one is {mark(i)}."
+        archive.add("s", "page", [Item(f"Page {i}", f"https://a.example/{i}", "", None, text)], NOW + i)
+        assert archive.size() <= limit
+    kept = archive.count()
+    assert 10 < kept < 150 and path.stat().st_size < 2 * limit
+    assert [bool(archive.search(mark(i))) for i in (0, 149 - kept, 150 - kept, 149)] == [False, False, True, True]
+    archive.limit = limit // 2  # at once
+    assert archive.size() <= limit // 2 and archive.search(mark(149))
+    archive.close()
+    assert Archive(path).limit == limit // 2
+
+
+def test_the_limit_of_the_archive_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["live", "archive", "--data", str(tmp_path), "--limit", "5M", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["limit"] == 5_000_000
+    assert main(["live", "archive", "--data", str(tmp_path)]) == 0
+    assert "0 texts" in capsys.readouterr().out
+    assert main(["live", "list", "--data", str(tmp_path)]) == 0
+    assert "archive: 0 texts" in capsys.readouterr().out
+    for wrong in ("5K", "much"):
+        assert main(["live", "archive", "--data", str(tmp_path), "--limit", wrong]) == 2
+        assert wrong in capsys.readouterr().err
 
 
 def test_offline_searches_the_archive_only(tmp_path: Path) -> None:

@@ -501,7 +501,7 @@ def test_amounts(text: str, wanted: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "G", "12X", "-1G", "1e9", "12 GG", "1,5G", "٣G", "i"])
 def test_odd_amounts_are_refused(text: str) -> None:
-    with pytest.raises(LibremoeError, match="amount of memory"):
+    with pytest.raises(LibremoeError, match="amount of bytes"):
         parse_bytes(text)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from libremoe.live.agreement import SOCIAL, near_copy
 from libremoe.live.ledger import connect
@@ -23,6 +24,8 @@ from libremoe.live.values import Excerpt
 from libremoe.live.words import fold, is_stop, sentences, word_set, words
 
 PASSAGE = 600  # characters at most, but for a longer sentence, which is cut
+MAX_BYTES = 1 << 30  # of the file, where nothing else was said
+KEPT_SHARE = 0.9  # of the limit, once it was passed: so that not every new text erases old ones
 FADING_DAYS = 30.0  # how fast age takes away at most half of a score
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS snapshots (sha256 TEXT PRIMARY KEY, text TEXT NOT NULL);
@@ -34,6 +37,8 @@ CREATE TABLE IF NOT EXISTS passages (
     id INTEGER PRIMARY KEY, document_id INTEGER NOT NULL REFERENCES documents(id), start INTEGER NOT NULL,
     "end" INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS passages_document ON passages(document_id);
+CREATE INDEX IF NOT EXISTS documents_fetched ON documents(fetched);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE VIRTUAL TABLE IF NOT EXISTS search USING fts5 (title, text, tokenize = 'unicode61 remove_diacritics 2');
 CREATE TABLE IF NOT EXISTS visits (
     source TEXT PRIMARY KEY, url TEXT NOT NULL, etag TEXT NOT NULL, modified TEXT NOT NULL, time REAL NOT NULL,
@@ -69,11 +74,15 @@ class Archive:
             self._db.close()
 
     def add(self, source: str, kind: str, items: Sequence[Item], fetched: float) -> int:
-        """Keeps items; one that is there already, word for word at the same URL, is only marked as seen again."""
+        """Keeps items; one that is there already, word for word at the same URL, is only marked as seen again. Beyond
+        the limit, what was not seen for longest is erased."""
         new = 0
         with self._lock, self._db:
             for item in items:
                 new += self._add(source, kind, item, fetched)
+        if new:
+            with self._lock:
+                self._keep_to_limit()
         return new
 
     def _add(self, source: str, kind: str, item: Item, fetched: float) -> bool:
@@ -93,6 +102,44 @@ class Archive:
             self._db.execute("INSERT INTO search (rowid, title, text) VALUES (?, ?, ?)",
                              (row, item.title, item.text[start:end]))
         return True
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the archive may occupy; kept in its file."""
+        with self._lock:
+            return self._limit()
+
+    @limit.setter
+    def limit(self, value: int) -> None:
+        with self._lock:
+            with self._db:
+                self._db.execute("INSERT OR REPLACE INTO settings VALUES ('limit', ?)", (value,))
+            self._keep_to_limit()
+
+    def size(self) -> int:
+        """Bytes in use."""
+        with self._lock:
+            return self._size()
+
+    def _limit(self) -> int:
+        row = self._db.execute("SELECT value FROM settings WHERE name = 'limit'").fetchone()
+        return MAX_BYTES if row is None else int(row[0])
+
+    def _size(self) -> int:
+        pages, free, bytes_each = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+                                   for name in ("page_count", "freelist_count", "page_size"))
+        return (pages - free) * bytes_each
+
+    def _keep_to_limit(self) -> None:
+        """Not within a transaction: the index is written, and its size known, when one ends."""
+        limit, size = self._limit(), self._size()
+        if size <= limit:
+            return
+        while size > KEPT_SHARE * limit and (count := self._count()):
+            most = max(1, int(count * (1 - KEPT_SHARE * limit / size)))
+            with self._db:
+                self._erase("WHERE id IN (SELECT id FROM documents ORDER BY fetched, id LIMIT ?1)", (most,))
+            size = self._size()
 
     def search(self, query: str, limit: int = 20) -> list[Excerpt]:
         """Passages that hold words of the query, the best first, numbered from 1.
@@ -135,7 +182,10 @@ class Archive:
     def count(self) -> int:
         """Documents."""
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM documents").fetchone()[0])
+            return self._count()
+
+    def _count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM documents").fetchone()[0])
 
     def visit(self, source: str) -> Visit:
         with self._lock:
@@ -151,18 +201,20 @@ class Archive:
     def forget(self, source: str | None = None, before: float | None = None) -> int:
         """Erases documents: of a source, or fetched last before a time (Unix s), or all. Returns how many."""
         where = "WHERE (?1 IS NULL OR source = ?1) AND (?2 IS NULL OR fetched < ?2)"
-        chosen = f"SELECT id FROM documents {where}"
         with self._lock, self._db:
-            values = (source, before)
-            old = f"SELECT id FROM passages WHERE document_id IN ({chosen})"
-            self._db.execute(f"DELETE FROM search WHERE rowid IN ({old})", values)
-            self._db.execute(f"DELETE FROM passages WHERE document_id IN ({chosen})", values)
-            gone = self._db.execute(f"DELETE FROM documents {where}", values).rowcount
-            self._db.execute("DELETE FROM snapshots WHERE sha256 NOT IN (SELECT sha256 FROM documents)")
+            gone = self._erase(where, (source, before))
             if source is not None:
                 self._db.execute("DELETE FROM visits WHERE source = ?", (source,))
-            if gone:
-                self._db.execute("INSERT INTO search(search) VALUES('optimize')")  # the index lets go of old words
+        return gone
+
+    def _erase(self, where: str, values: tuple[Any, ...]) -> int:
+        old = f"SELECT id FROM passages WHERE document_id IN (SELECT id FROM documents {where})"
+        self._db.execute(f"DELETE FROM search WHERE rowid IN ({old})", values)
+        self._db.execute(f"DELETE FROM passages WHERE id IN ({old})", values)
+        gone = self._db.execute(f"DELETE FROM documents {where}", values).rowcount
+        self._db.execute("DELETE FROM snapshots WHERE sha256 NOT IN (SELECT sha256 FROM documents)")
+        if gone:
+            self._db.execute("INSERT INTO search(search) VALUES('optimize')")  # the index lets go of old words
         return gone
 
 

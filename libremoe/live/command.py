@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from libremoe.errors import LibremoeError
+from libremoe.memory import parse_bytes
+from libremoe.progress import size_text
 
 if TYPE_CHECKING:
     from libremoe.live.live import Live
+
+LEAST_ARCHIVE = 1 << 20  # bytes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +57,23 @@ def _list(live: Live, args: argparse.Namespace) -> int:
         said += [visit.error] if visit.error else []
         said += [f"{spent:.2f} of {source.limit:.2f} dollars spent this month"] if source.kind == "x" else []
         lines.append("  ".join(said))
-    return _show(args, found, lines or ["no source yet: libremoe live add URL"])
+    lines = lines or ["no source yet: libremoe live add URL"]
+    return _show(args, found, [*lines, _room(live)])
+
+
+def _room(live: Live) -> str:
+    archive = live.archive
+    return f"archive: {archive.count()} texts, {size_text(archive.size())} of at most {size_text(archive.limit)}"
+
+
+def _archive(live: Live, args: argparse.Namespace) -> int:
+    if args.limit is not None:
+        limit = parse_bytes(args.limit)
+        if limit < LEAST_ARCHIVE:
+            raise LibremoeError(f"--limit {args.limit}: an archive needs at least {size_text(LEAST_ARCHIVE)}")
+        live.archive.limit = limit
+    state = {"texts": live.archive.count(), "bytes": live.archive.size(), "limit": live.archive.limit}
+    return _show(args, state, [_room(live)])
 
 
 def _remove(live: Live, args: argparse.Namespace) -> int:
@@ -104,4 +124,4 @@ def _when(seconds: float) -> str:
 
 
 _ACTIONS = {"add": _add, "list": _list, "remove": _remove, "refresh": _refresh, "search": _search, "ledger": _ledger,
-            "offline": _offline}
+            "offline": _offline, "archive": _archive}
