@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from unittest import mock
@@ -41,7 +42,8 @@ def redirect(to: str, status: int = 302) -> bytes:
 class Web:
     """async with Web() as web: web.pages[url without query] = answer. asked: what came. connected: (address, port)."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.pages: dict[str, Answer] = {}
         self.asked: list[Asked] = []
         self.connected: list[tuple[str, int]] = []
@@ -49,7 +51,7 @@ class Web:
         self.resolved: list[str] = []
 
     async def __aenter__(self) -> Web:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         real = httpcore2.AnyIOBackend.connect_tcp
 

@@ -1,7 +1,8 @@
-"""A small MCP server over stdio for tests: adds, waits, fails, and talks too much."""
+"""A small MCP server for tests: adds, waits, fails, and talks too much. Over its pipes, or on a port of loopback."""
 
 import asyncio
 import os
+import sys
 
 from mcp.server import MCPServer
 
@@ -40,4 +41,7 @@ def secrets() -> str:
 
 
 if __name__ == "__main__":
-    server.run("stdio")
+    if len(sys.argv) > 1:
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+    else:
+        server.run("stdio")

@@ -5,16 +5,20 @@ For each protection a test takes it away and sees that the attack then works.
 
 import asyncio
 import gzip
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpcore2
 import pytest
+import trustme
 from live_web import PUBLIC, PUBLIC_V6, Asked, Web, answer, redirect
 
+from libremoe.errors import LibremoeError
 from libremoe.live import addresses, fetch
 from libremoe.live.addresses import Refused, is_local, is_public
 from libremoe.live.fetch import DEFAULT, Fetcher
@@ -369,3 +373,35 @@ def test_no_other_connection_is_ever_opened() -> None:
             "create_connection", "socket.socket", "urlopen", "Client(", "open_connection", "AnyIOBackend"))
         assert opens == (path.name == "fetch.py"), path
     assert httpcore2.AnyIOBackend.connect_tcp
+
+
+def _certificate(kind: str, authority: trustme.CA) -> trustme.LeafCert:
+    now = datetime.now(UTC)
+    if kind == "of another authority":
+        return trustme.CA().issue_cert("news.example")
+    if kind == "expired":
+        return authority.issue_cert("news.example", not_before=now - timedelta(9), not_after=now - timedelta(1))
+    return authority.issue_cert("other.example" if kind == "of another name" else "news.example")
+
+
+@pytest.mark.parametrize("kind", ["good", "of another name", "expired", "of another authority", "of nobody we know"])
+def test_certificates_are_checked(kind: str) -> None:
+    """https to a server whose certificate is not good sends no request."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    _certificate(kind, authority).configure_cert(server)
+    authority.configure_trust(client)
+
+    async def go() -> tuple[bytes, list[Asked]]:
+        async with Web(server) as web:
+            web.pages["http://news.example/"] = answer("<p>hello</p>")
+            trusted = None if kind == "of nobody we know" else client
+            fetcher = Fetcher(Ledger(":memory:"), resolver=web.resolve, tls=trusted)
+            try:
+                return (await fetcher.get("https://news.example/")).body, web.asked
+            except LibremoeError as error:
+                assert "certificate" in str(error).lower(), error
+                return b"", web.asked
+
+    body, asked = asyncio.run(go())
+    assert (body, len(asked)) == ((b"<p>hello</p>", 1) if kind == "good" else (b"", 0))

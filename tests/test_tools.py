@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -192,6 +195,60 @@ def test_a_server_over_its_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
             await box.close()
 
     asyncio.run(work())
+
+
+@contextlib.contextmanager
+def server_by_url() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, SERVER, str(port)], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to it is announced first, and not sent where that is refused."""
+    pytest.importorskip("mcp")
+    sent: list[tuple[str, str, bytes]] = []
+    offline = False
+
+    def leaves(url: str, why: str, body: bytes) -> None:
+        if offline:
+            raise LibremoeError("offline: nothing may leave this machine")
+        sent.append((url, why, body))
+
+    async def work(url: str) -> None:
+        nonlocal offline
+        config = ServerConfig("w", url=url, headers={"Authorization": "Bearer key"})
+        servers, notes = await connect([config, ServerConfig("gone", url="http://127.0.0.1:9/mcp")], leaves)
+        assert [s.config.name for s in servers] == ["w"] and len(notes) == 1 and "gone" in notes[0]
+        box = ToolBox([e for s in servers for e in s.tools], [s.close for s in servers])
+        try:
+            asked = ToolCall("c", "mcp_w_add", json.dumps({"a": 2, "b": 40}))
+            assert await box.run(asked) == "42"
+            assert all(u == url and why == "MCP server w" for u, why, _ in sent if "9/mcp" not in u)
+            assert any(b'"add"' in body and b"40" in body for _, _, body in sent)
+            with pytest.raises(LibremoeError, match="broken|fail"):
+                await box.run(ToolCall("c", "mcp_w_fail", "{}"))
+            before, offline = len(sent), True
+            with pytest.raises(LibremoeError):
+                await box.run(asked)
+            assert len(sent) == before
+        finally:
+            offline = False
+            await box.close()
+
+    with server_by_url() as url:
+        asyncio.run(work(url))
 
 
 def test_a_server_that_never_answers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
