@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,33 @@ def served_page(says: Says | None = None, *, pause_s: float = 0.0, engine: Any =
             yield running
     finally:
         chat_api.ServiceModel = before  # type: ignore[misc]
+
+
+@contextmanager
+def served_files(files: dict[str, tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """(address, paths that were asked for) of a server of these texts, by path: (type, text). Of "/" where it is not
+    there."""
+    asked: list[str] = []
+
+    class Files(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            kind, text = files.get(self.path) or files.get("/") or ("text/plain", "")
+            self.send_response(200 if text else 404)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

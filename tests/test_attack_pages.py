@@ -7,15 +7,11 @@ tries every way by which a browser sends something.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from fakes import words
-from page import PageLive, ask, browser, needs_chromium, open_page, served_page
+from page import PageLive, ask, browser, needs_chromium, open_page, served_files, served_page
 from serving import CHAT, CLIENT, MODEL, Running, stub
 
 from libremoe.server import app, body
@@ -92,27 +88,7 @@ async ({url, verb, body}) => {
 """
 
 
-@contextmanager
-def attackers() -> Iterator[int]:
-    """The port of a server of blank pages."""
-
-    class Blank(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/html")
-            self.end_headers()
-            self.wfile.write(b"<!doctype html><title>a page of another site</title><body>")
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Blank)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
+BLANK = {"/": ("text/html", "<!doctype html><title>a page of another site</title><body>")}
 
 
 def targets(conversation: str) -> list[tuple[str, str, str]]:
@@ -136,7 +112,7 @@ def state(running: Running, live: PageLive, engine: Any) -> tuple[Any, ...]:
 def attack(chromium: Any, n_sites: int = 2, only: str = "") -> tuple[int, list[str], bool]:
     """(pages, what they could read, whether anything changed)."""
     live, engine = PageLive(), stub(tokens_per_s=50)
-    with served_page(words("ok"), live=live, engine=engine) as running, attackers() as port:
+    with served_page(words("ok"), live=live, engine=engine) as running, served_files(BLANK) as (evil, _):
         with open_page(chromium, running) as own:
             ask(own.page, "mine")
         (made,) = CLIENT.get(f"{running.url}/api/conversations").json()["conversations"]
@@ -146,7 +122,7 @@ def attack(chromium: Any, n_sites: int = 2, only: str = "") -> tuple[int, list[s
             page = context.new_page()
             for path, method, content in targets(made["id"]):
                 if path.startswith(only):
-                    page.goto(f"http://{site}:{port}/")
+                    page.goto(evil.replace("127.0.0.1", site))
                     asked = {"url": running.url + path, "verb": method, "body": content}
                     seen += [f"{site} {method} {path} {what}" for what in page.evaluate(ATTACK, asked)]
                     n_pages += 1

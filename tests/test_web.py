@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import excerpt, words
-from page import DESK, PHONE, PageLive, ask, browser, ended, needs_chromium, open_page, served_page
+from page import DESK, PHONE, PageLive, ask, browser, ended, needs_chromium, open_page, served_files, served_page
 from payloads import PAYLOADS, many
 from serving import CLIENT, CONTEXT, MODEL, tiny_engine
 
@@ -18,6 +18,7 @@ from libremoe.chat.message import Tool, ToolCall
 from libremoe.chat.session import Request
 from libremoe.chat.tool_box import Entry, ToolBox
 from libremoe.errors import LibremoeError
+from libremoe.live import Live
 from libremoe.live.reasons import REASONS, worded
 from libremoe.server import keys
 
@@ -233,6 +234,37 @@ def test_live_answers_show_what_they_rest_on(chromium: Any) -> None:
         watched.check()
 
 
+def test_a_feed_is_added_read_cited_and_checked(chromium: Any, tmp_path: Path) -> None:
+    """The whole way with nothing made up: a feed on loopback, the real sources, archive, ledger and check."""
+    told = "The harbour bridge in Kelmora opened on Tuesday. It is 2,340 metres long and cost 410 million euros."
+    feed = ("<?xml version='1.0'?><rss version='2.0'><channel><title>News</title><item><title>Bridge opens</title>"
+            f"<link>http://news.example/bridge</link><description>{told}</description></item></channel></rss>")
+    says = words("The harbour bridge cost 410 million euros [1]. The harbour bridge is 9,000 metres long [1]. So [7].")
+    live = Live(tmp_path / "live")
+    with served_files({"/feed.xml": ("application/rss+xml", feed)}) as (feed_url, asked), \
+            served_page(says, live=live) as running, open_page(chromium, running) as watched:
+        page = watched.page
+        page.locator("#open-settings").click()
+        page.get_by_role("tab", name="Live sources").click()
+        page.get_by_label("Address or name").fill(f"{feed_url}/feed.xml")
+        page.get_by_role("button", name="Add", exact=True).click()
+        page.get_by_text("was added.").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Live").click()
+        ask(page, "What is new about the harbour bridge?")
+        answer = last(page)
+        assert asked and answer.locator(".source").count() == 1
+        assert answer.locator(".source a").first.get_attribute("href") == "http://news.example/bridge"
+        assert told.split(".")[0] in answer.locator(".source blockquote").text_content()
+        assert answer.locator(".verdict.supported").count() == 1
+        assert worded("number", "9,000 metres", "en") in answer.locator(".doubts").inner_text()
+        assert "[7]" not in answer.locator(".body").first.inner_text()  # no excerpt has this number
+        page.locator("#open-settings").click()
+        page.get_by_role("tab", name="Privacy").click()
+        page.get_by_role("cell", name=f"GET {feed_url}/feed.xml").first.wait_for()
+        watched.check()
+
+
 def test_tools_ask_first(chromium: Any) -> None:
     ran: list[dict[str, Any]] = []
 
@@ -400,7 +432,8 @@ def test_hostile_text_does_nothing(chromium: Any, place: str) -> None:
             ask(page, "What is new?" if place == "citation" else "\n\n".join(some))
             if place == "citation":
                 assert page.locator("article.assistant .source").count() == len(some)
-                assert not page.locator(".source a:not([href^=http])").count()
+                assert set(page.evaluate("[...document.querySelectorAll('.source a')].map((a) => a.protocol)")) <= {
+                    "http:", "https:"}
         watched.check()
         assert not page.locator("#thread :is(script, iframe, object, embed, form, img, style, link, base)").count()
 
