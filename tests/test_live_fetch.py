@@ -4,13 +4,17 @@ For each protection a test takes it away and sees that the attack then works.
 """
 
 import asyncio
+import contextlib
 import gzip
+import json
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpcore2
@@ -55,9 +59,9 @@ class Run:
         self.got = self.refused = 0
 
 
-async def attack(kind: str, urls: list[str]) -> Run:
+async def attack(kind: str, urls: list[str], kind_of_web: type[Web] = Web) -> Run:
     run = Run()
-    async with Web() as web:
+    async with kind_of_web() as web:
         fetcher = Fetcher(Ledger(":memory:"), resolver=web.resolve, limits=replace(DEFAULT, seconds=5.0))
         private = [*V4, *V6]
         for i, url in enumerate(urls):
@@ -95,6 +99,29 @@ def test_nothing_that_is_not_public_is_connected_to(kind: str) -> None:
         assert run.got == 300
     else:
         assert run.refused == 300
+
+
+def _in_a_namespace() -> list[str] | None:
+    """How to run something in a network of its own, as this user may; None where the system does not allow it."""
+    for flags in (["--map-root-user", "--net"], ["--net"]):
+        with contextlib.suppress(OSError):
+            if subprocess.run(["unshare", *flags, "ip", "link"], capture_output=True).returncode == 0:
+                return ["unshare", *flags]
+    return None
+
+
+def test_no_packet_goes_to_what_is_not_public() -> None:
+    """The kernel's own count, with nothing patched: in a network where every address would answer."""
+    inside = _in_a_namespace()
+    if inside is None:
+        pytest.skip("no network namespaces here (they need unshare, ip, and a kernel that lets this user make one)")
+    script = Path(__file__).with_name("live_namespace.py")
+    done = subprocess.run([*inside, sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    reached, _, packets = found.pop("control")
+    assert reached == 3 and packets >= 3  # a client that checks nothing gets through, and is seen
+    assert found == {"rebinding": [300, 0, 0]} | {k: [0, 300, 0] for k in ("direct", "redirect", "mixed", "name")}
 
 
 def _any_address(monkeypatch: pytest.MonkeyPatch) -> None:
