@@ -26,7 +26,7 @@ from libremoe.batch import Batch, KVCache
 from libremoe.engine.drafting import DraftStats
 from libremoe.engine.engine import STEP_S, Engine, check_draft, check_tokens
 from libremoe.engine.kv_cache import num_blocks
-from libremoe.engine.sequence import FinishReason, Logprob, Output
+from libremoe.engine.sequence import Experts, FinishReason, Logprob, Output
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
 from libremoe.loading import MAPPABLE, STREAMABLE, build, build_streamed, check_memory, plan_budget
@@ -43,12 +43,14 @@ class Piece:
     """What one token added. text may be empty: half a character, or what may be the start of a stop string.
 
     tokens: the ids that were drawn, an end-of-text id included. logprobs: one for each token, where asked for.
+    experts: where asked for, which worked on the pass that the token was drawn from.
     """
 
     text: str
     tokens: list[int]
     logprobs: list[Logprob]
     finish_reason: FinishReason | None = None  # in the last piece: "stop" or "length"
+    experts: Experts | None = None
 
 
 @dataclass
@@ -221,16 +223,17 @@ class LanguageModel:
             finish_reason=pieces[-1].finish_reason or "stop", usage=Usage(len(ids), len(tokens)),
         )
 
-    def pieces(self, prompt: str | Sequence[int], params: SamplingParams | None = None,
-               **fields: Any) -> Iterator[Piece]:
+    def pieces(self, prompt: str | Sequence[int], params: SamplingParams | None = None, *,
+               report_experts: bool = False, **fields: Any) -> Iterator[Piece]:
         """One piece for each token; the last one has the finish_reason. Arguments and errors as of stream().
 
-        Works without a tokenizer for prompts of token ids; text is empty then.
+        report_experts: say with each piece which experts of a mixture worked. Works without a tokenizer for prompts of
+        token ids; text is empty then.
         """
         params = _with_fields(params, fields)
         if params.stop and self.tokenizer is None:
             raise LibremoeError("stop strings need a tokenizer: give one (tokenizer=..., --tokenizer FILE)")
-        return self._pieces(self.encode(prompt), params)
+        return self._pieces(self.encode(prompt), params, report_experts)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt: text with BOS where the model wants it, ids as they are."""
@@ -261,9 +264,9 @@ class LanguageModel:
         batch.block_tables = [list(range(kv.n_blocks))]
         return self.model(torch.tensor(tokens), batch, kv)
 
-    def _pieces(self, ids: list[int], params: SamplingParams) -> Iterator[Piece]:
+    def _pieces(self, ids: list[int], params: SamplingParams, report_experts: bool = False) -> Iterator[Piece]:
         decoder = self.piece_decoder(params)
-        for output in self._outputs(ids, params):
+        for output in self._outputs(ids, params, report_experts):
             yield decoder.push(output)
             if decoder.stopped:
                 return  # leaving the loop cancels the sequence
@@ -272,12 +275,12 @@ class LanguageModel:
         """What makes pieces of one sequence's outputs, for whoever steps an engine of their own."""
         return PieceDecoder(self.tokenizer, self.eos_ids, params.stop)
 
-    def _outputs(self, ids: list[int], params: SamplingParams) -> Iterator[Output]:
+    def _outputs(self, ids: list[int], params: SamplingParams, report_experts: bool = False) -> Iterator[Output]:
         """Outputs of one sequence, which is cancelled where the iterator is closed early."""
         began = time.perf_counter()
         stats = self.stats = RunStats(prompt_tokens=len(ids))
         streamed = self.streamed.stats() if self.streamed is not None else None
-        seq = self.engine.add(ids, params)
+        seq = self.engine.add(ids, params, report_experts=report_experts)
         unread = self._unread[seq.id] = deque()
         try:
             while True:
@@ -340,7 +343,7 @@ class PieceDecoder:
             shown += self._checker.finish()
         tokens = [] if output.token is None else [output.token]
         logprobs = [] if output.logprob is None else [Logprob(tokens[0], output.logprob, output.top)]
-        return Piece(shown, tokens, logprobs, "stop" if stopped else output.finish_reason)
+        return Piece(shown, tokens, logprobs, "stop" if stopped else output.finish_reason, output.experts)
 
 
 def _token_ids(ids: Iterable[SupportsIndex]) -> list[int]:

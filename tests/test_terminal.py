@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import pyte
 import pytest
 from fakes import FakeLive, FakeModel, Says, excerpt, words
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompt_toolkit.input import create_pipe_input
+from rich.console import Console
 
+from libremoe.chat import keys
 from libremoe.chat.folder import Belongings
 from libremoe.chat.message import Tool, ToolCall
 from libremoe.chat.persona import load_personas
+from libremoe.chat.screen import Screen, harmless
+from libremoe.chat.session import Request
 from libremoe.chat.store import open_store
 from libremoe.chat.terminal import Terminal
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools
 
 
 def talked(lines: list[str], says: Says, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-           live: Any = None, box: ToolBox | None = None) -> tuple[str, Terminal, int]:
+           live: Any = None, box: ToolBox | None = None, n_experts: int = 0) -> tuple[str, Terminal, int]:
     """What the screen shows after these lines."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     own = Belongings(open_store(":memory:"), load_personas(), live, None)
-    terminal = Terminal(own, FakeModel(says), "regular", "en", {}, live is not None)  # type: ignore[arg-type]
+    terminal = Terminal(own, FakeModel(says), "regular", "en", {}, live is not None, n_experts)  # type: ignore[arg-type]
     terminal.tools = box or ToolBox(local_tools())
     terminal.chosen_tools = terminal.tools.names()
     code = asyncio.run(terminal.talk())
@@ -78,3 +89,93 @@ def test_a_live_answer_shows_where_it_was_read(monkeypatch: pytest.MonkeyPatch,
     out, _, _ = talked(["How big is Bern?"], says, monkeypatch, capsys, live=live)
     assert "[1] Bern - https://example.org/1" in out and "not borne out" in out and "[4]" not in out
     assert live.asked == ["How big is Bern?"]
+
+
+def shown_on_a_terminal(pieces: Sequence[str], height: int = 24) -> str:
+    """All that was written to it, without what was replaced: escape sequences are carried out."""
+    made = io.StringIO()
+    screen = Screen(Console(file=made, force_terminal=True, width=60, height=height, color_system=None))
+    for piece in pieces:
+        screen.add(piece)
+    screen.end()
+    stream = pyte.Stream(seen := pyte.Screen(60, 200))
+    stream.feed(made.getvalue().replace("\n", "\r\n"))
+    return "\n".join(line.rstrip() for line in seen.display).rstrip()
+
+
+ANSWER = """# Ferries
+
+They are **old**, and there are *three*:
+
+- one
+- two
+
+```python
+def f():
+
+    return "```"
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+The end"""
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, len(ANSWER)), max_size=30))
+def test_an_answer_looks_the_same_however_it_arrives(cuts: list[int]) -> None:
+    places = [0, *sorted(cuts), len(ANSWER)]
+    arrived = [ANSWER[a:b] for a, b in itertools.pairwise(places)]
+    assert shown_on_a_terminal(arrived) == shown_on_a_terminal([ANSWER])
+
+
+def test_an_answer_is_rendered_and_nothing_is_lost() -> None:
+    shown = shown_on_a_terminal(list(ANSWER))
+    assert "**" not in shown and "|---" not in shown and "old" in shown and "The end" in shown
+    assert "    return" in shown and " • one" in shown
+    long = "\n".join(f"- entry {i}" for i in range(60))  # a block that is higher than the screen
+    assert all(f"entry {i}" in shown_on_a_terminal(list(long), height=10) for i in range(60))
+
+
+def test_what_a_terminal_obeys_is_taken_out() -> None:
+    assert harmless("a\x1b]0;title\x07b\x9bc\u202ed\r\te\n") == "a]0;titlebcd\te\n"
+    assert "\x1b]" not in shown_on_a_terminal(["\x1b]0;x\x07"])
+
+
+@pytest.mark.parametrize("key", ["\x1b", "\x03"])
+def test_a_key_stops_an_answer_and_keeps_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Belongings(open_store(":memory:"), load_personas(), None, None)
+    terminal = Terminal(own, Slow(lambda r: ["word "] * 1000), "regular", "en", {}, False)  # type: ignore[arg-type]
+    with create_pipe_input() as pipe:
+        monkeypatch.setattr(keys, "create_input", lambda: pipe)
+        terminal.interactive = True
+
+        async def work() -> None:
+            asyncio.get_running_loop().call_later(0.3, pipe.send_text, key)
+            await terminal.send("Go on for ever")
+
+        asyncio.run(asyncio.wait_for(work(), 30))
+    assert terminal.conversation is not None
+    last = terminal.store.path(terminal.conversation.id)[-1]
+    assert last.state == "stopped" and last.details["finish_reason"] == "stopped"
+    assert last.text.startswith("word ") and len(last.text) < 5000
+
+
+class Slow(FakeModel):
+    async def stream(self, request: Request) -> AsyncGenerator[Any]:
+        async with aclosing(super().stream(request)) as events:
+            async for event in events:
+                await asyncio.sleep(0.01)
+                yield event
+
+
+def test_the_atlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _, code = talked(["/atlas"], words("x"), monkeypatch, capsys)
+    assert code == 1 and "no answer" in out
+    out, terminal, code = talked(["Go", "/atlas"], words("one two three four"), monkeypatch, capsys, n_experts=8)
+    assert code == 0 and "experts of the last answer" in out
+    counts = terminal.path()[-1].details["atlas"]
+    assert len(counts) == 1 and sum(counts[0]) == 8 and counts[0][7] == 4  # a fake's: one layer, expert 7 always
+    assert "50 █" in out

@@ -117,6 +117,16 @@ async def _continue(terminal: Terminal, rest: str) -> None:
     await terminal.answer(path[-2], path[-1])
 
 
+async def _atlas(terminal: Terminal, rest: str) -> None:
+    """which experts wrote the last answer"""
+    from libremoe.chat.screen import atlas_table
+
+    counts = next((t.details["atlas"] for t in reversed(terminal.path()) if "atlas" in t.details), None)
+    if counts is None:
+        raise LibremoeError("there is no answer of a model with experts yet")
+    terminal.console.print(atlas_table(counts), soft_wrap=False)
+
+
 async def _search(terminal: Terminal, rest: str) -> None:
     """WORDS: where they were said, in all conversations"""
     if not rest:
@@ -256,5 +266,5 @@ def _words(turn: Turn) -> str:
 COMMANDS: dict[str, Callable[[Terminal, str], Awaitable[None]]] = {
     "help": _help, "new": _new, "list": _list, "open": _open, "search": _search, "regenerate": _regenerate,
     "edit": _edit, "branches": _branches, "continue": _continue, "persona": _persona, "live": _live, "tools": _tools,
-    "copy": _copy, "rename": _rename, "export": _export, "import": _import, "delete": _delete,
+    "atlas": _atlas, "copy": _copy, "rename": _rename, "export": _export, "import": _import, "delete": _delete,
 }

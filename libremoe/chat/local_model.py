@@ -64,7 +64,7 @@ class LocalModel:
         stopped, loop = threading.Event(), asyncio.get_running_loop()
 
         def work() -> None:
-            pieces = self.lm.pieces(prompt.ids, params)
+            pieces = self.lm.pieces(prompt.ids, params, report_experts=True)
             try:
                 for piece in pieces:
                     loop.call_soon_threadsafe(arrived.put_nowait, piece)
@@ -75,11 +75,14 @@ class LocalModel:
 
         thread = asyncio.ensure_future(asyncio.to_thread(work))
         thread.add_done_callback(lambda _: arrived.put_nowait(None))
-        finish = "stop"
+        finish, n_tokens = "stop", 0
         try:
             while (piece := await arrived.get()) is not None:
                 finish = piece.finish_reason or finish
                 text = piece.text if trim is None else trim.push(piece.text)
+                if piece.experts is not None:
+                    yield Experts(n_tokens, piece.experts, text)
+                    n_tokens += 1
                 for part in [Text(text)] if parser is None else parser.push(text):
                     if not isinstance(part, Text):
                         yield part

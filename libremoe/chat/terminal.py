@@ -21,11 +21,13 @@ from rich.console import Console
 
 from libremoe.chat import session
 from libremoe.chat.conversation import Conversation, State, Turn, title_from
+from libremoe.chat.draft import Draft
 from libremoe.chat.folder import Belongings, open_belongings
 from libremoe.chat.keys import Listener, listening
 from libremoe.chat.local_model import LocalModel, load_local
 from libremoe.chat.message import Text
-from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta, Written
+from libremoe.chat.screen import Screen, harmless
+from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta
 from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
 from libremoe.live.reasons import worded
@@ -33,7 +35,6 @@ from libremoe.run import default_model, sampling_params
 from libremoe.tiny import is_random
 from libremoe.weights import open_checkpoint
 
-SAVE_EVERY_S = 1.0
 HISTORY = 200  # earlier messages that the arrow keys bring back
 SHOWN_RESULT = 400  # characters of a tool's result on the screen
 SAMPLING = {"temperature": 0.7, "max_tokens": 1024}  # where neither a flag nor the persona says
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             raise LibremoeError(f"--persona {args.persona}: there is none; there are {', '.join(own.personas)}")
         model = load_local(args, params)
         config = model.lm.config
-        terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live)
+        terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live, config.n_experts)
         shown = terminal.console
         shown.print(f"[bold]{args.path}[/bold]: {config.family}, {config.n_params() / 1e6:,.1f} M parameters. "
                     "Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says the rest.")
@@ -90,9 +91,9 @@ class Terminal:
     """One person at one terminal: the conversation that is open, what was chosen, and how it is shown."""
 
     def __init__(self, own: Belongings, model: LocalModel, persona: str, language: str, sampling: dict[str, Any],
-                 live: bool):
+                 live: bool, n_experts: int = 0):
         self.own, self.model, self.persona, self.language = own, model, persona, language
-        self.sampling, self.live = sampling, live
+        self.sampling, self.live, self.n_experts = sampling, live, n_experts
         self.store = own.store
         self.tools = ToolBox([])
         self.chosen_tools: list[str] = []
@@ -102,6 +103,7 @@ class Terminal:
         self.console = Console(highlight=False, soft_wrap=True)
         self.failed = False
         self._line_open = False  # the cursor stands behind text of an answer
+        self._screen = Screen(self.console)
         self._listener: Listener | None = None
 
     # --- what is typed
@@ -178,22 +180,19 @@ class Terminal:
         options = session.Options(live=bool(sources) or (self.live and continued is None),
                                   tools=tuple(self.chosen_tools), language=self.language, sampling=self.sampling,
                                   prefix=prefix, sources=sources, tag=asked.conversation_id)
-        written = Written(prefix)
-        if sources:
-            written.details["sources"] = list(sources)
+        draft = Draft(self.store, turn, prefix, self.n_experts)
         events = session.reply(self.store.path(asked.conversation_id, asked.id), self.own.personas[self.persona],
                                self.model, self.own.live, self.tools, options, self.approve)
-        state, error = await self._write(turn, written, events)
-        details = turn.details | written.details | ({"error": str(error)} if error is not None else {})
-        turn = self.store.update(turn.id, tuple(written.parts), state, details)
+        state, error = await self._write(draft, events)
+        turn = await draft.finish(state, None if error is None else str(error))
         self._end_line(" (stopped)" if state == "stopped" else "")
         if error is not None:
             raise error
-        self.show_details(turn, written.text)
+        self.show_details(turn, draft.written.text)
 
-    async def _write(self, turn: Turn, written: Written, events: Any) -> tuple[State, LibremoeError | None]:
+    async def _write(self, draft: Draft, events: Any) -> tuple[State, LibremoeError | None]:
         """Show and save events until they end, or a key stops them."""
-        work = asyncio.create_task(self._consume(turn, written, events))
+        work = asyncio.create_task(self._consume(draft, events))
         self._listener = Listener(work.cancel)
         try:
             if self.interactive:
@@ -212,15 +211,12 @@ class Terminal:
             self._listener = None
         return "done", None
 
-    async def _consume(self, turn: Turn, written: Written, events: Any) -> None:
-        saved = time.monotonic()
+    async def _consume(self, draft: Draft, events: Any) -> None:
         async with aclosing(events) as more:
             async for event in more:
-                written.add(event)
+                draft.add(event)
                 self._show(event)
-                if time.monotonic() - saved >= SAVE_EVERY_S:
-                    await asyncio.to_thread(self.store.update, turn.id, tuple(written.parts))
-                    saved = time.monotonic()
+                await draft.keep()
 
     async def approve(self, asked: CallAsked) -> bool:
         """Asks for a key: y, n, or a for always in this conversation. Without a terminal, nothing that acts is run."""
@@ -241,11 +237,11 @@ class Terminal:
     def say(self, text: str, style: str = "dim") -> None:
         """A line of ours, not the model's."""
         self._end_line()
-        self.console.print(text, style=style, markup=False)
+        self.console.print(harmless(text), style=style, markup=False)
 
     def _show(self, event: Event) -> None:
         if isinstance(event, TextDelta):
-            self.console.print(event.text, end="", markup=False)
+            self._screen.add(event.text)
             self._line_open = True
         elif isinstance(event, Searching):
             self.say(f"searching: {event.query}")
@@ -259,9 +255,10 @@ class Terminal:
             self.say(shown, "cyan" if event.ok else "yellow")
 
     def _end_line(self, note: str = "") -> None:
+        self._screen.end()
         if note:
             self.console.print(note, end="", style="dim")
-        if self._line_open or note:
+        if note or (self._line_open and not self.console.is_terminal):
             self.console.print()
         self._line_open = False
 

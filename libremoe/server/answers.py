@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 from libremoe.chat.conversation import State, Turn, turn_as_dict
-from libremoe.chat.message import Part, ToolCall
+from libremoe.chat.draft import Draft, Store
+from libremoe.chat.message import ToolCall
 from libremoe.chat.session import (
     CallAsked,
     CallDone,
@@ -25,13 +26,11 @@ from libremoe.chat.session import (
     Searching,
     Sources,
     TextDelta,
-    Written,
 )
 from libremoe.errors import LibremoeError
 from libremoe.server.errors import ApiError
 
 MAX_OPEN = 32  # answers at once; each is a request to the engine, which has a queue of its own
-SAVE_EVERY_S = 1.0
 RENDER_EVERY_S = 0.1
 RENDER_SHARE = 4  # rendering takes at most one part in so many of an answer's time
 SHUTDOWN_S = 5.0
@@ -41,34 +40,13 @@ log = logging.getLogger(__name__)
 Render = Callable[[str, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], str]
 
 
-class Store(Protocol):
-    def update(self, turn_id: str, parts: Sequence[Part] | None = None, state: State | None = None,
-               details: dict[str, Any] | None = None) -> Turn: ...
-
-
-@dataclass
-class Atlas:
-    """How often each expert of each layer worked on an answer: counts[layer][expert]."""
-
-    n_experts: int
-    counts: list[list[int]] = field(default_factory=list)
-
-    def add(self, layers: Sequence[Sequence[int]]) -> None:
-        self.counts = self.counts or [[0] * self.n_experts for _ in layers]
-        for row, chosen in zip(self.counts, layers, strict=True):
-            for e in chosen:
-                row[e] += 1
-
-
 class OpenAnswer:
     """One answer. `log` is what happened so far, as values of JSON; the latest rendering stands beside it."""
 
     def __init__(self, store: Store, turn: Turn, prefix: str, render: Render, n_experts: int, allowed: set[str]):
         """allowed: names of tools that the person has allowed for this conversation; answers add to it."""
-        self.store, self.turn, self.render, self.allowed = store, turn, render, allowed
-        self.written = Written(prefix)
-        self.written.details |= {k: v for k, v in turn.details.items() if k == "sources"}
-        self.atlas = Atlas(n_experts)
+        self.draft = Draft(store, turn, prefix, n_experts)
+        self.render, self.allowed = render, allowed
         self.log: list[dict[str, Any]] = []
         self.html: str | None = None
         self._rendered_text = ""
@@ -78,8 +56,12 @@ class OpenAnswer:
         self._waiting: dict[str, tuple[CallAsked, asyncio.Future[bool]]] = {}
         self._task: asyncio.Task[None] | None = None  # never cancelled by us: it saves
         self._work: asyncio.Task[None] | None = None  # cancelled by stop()
-        self._saved = self._rendered = time.monotonic()
+        self._rendered = time.monotonic()
         self._stopped = False
+
+    @property
+    def turn(self) -> Turn:
+        return self.draft.turn
 
     def begin(self, events: AsyncIterator[Event], when_done: Callable[[], object]) -> None:
         self._task = asyncio.create_task(self._run(events))
@@ -171,7 +153,7 @@ class OpenAnswer:
     async def _consume(self, events: AsyncIterator[Event]) -> None:
         async with aclosing(events) as more:  # type: ignore[type-var]
             async for event in more:
-                self.written.add(event)
+                self.draft.add(event)
                 self._tell(event)
                 await self._keep()
 
@@ -188,7 +170,6 @@ class OpenAnswer:
             self._say({"type": "call_done", "call_id": event.result.call_id, "name": event.name, "ok": event.ok,
                        "text": event.result.text, "seconds": round(event.seconds, 3)})
         elif isinstance(event, Experts):
-            self.atlas.add(event.layers)
             self._say({"type": "experts", "token": event.token, "layers": event.layers, "text": event.text})
         elif isinstance(event, Finished) and "stats" in event.details:
             self._say({"type": "stats", **event.details["stats"]})
@@ -196,34 +177,25 @@ class OpenAnswer:
     async def _keep(self) -> None:
         """Render and save, now and then."""
         now = time.monotonic()
-        if now >= self._rendered and (text := self.written.text) and text != self._rendered_text:
+        if now >= self._rendered and (text := self.draft.written.text) and text != self._rendered_text:
             self.html = await asyncio.to_thread(self.render, text, self._sources(), [])
             self._rendered_text = text
             self._renderings += 1
             took = time.monotonic() - now
             self._rendered = now + max(RENDER_EVERY_S, RENDER_SHARE * took)
             self._wake()
-        if now - self._saved >= SAVE_EVERY_S:
-            await asyncio.to_thread(self.store.update, self.turn.id, tuple(self.written.parts))
-            self._saved = time.monotonic()
+        await self.draft.keep()
 
     def _sources(self) -> list[dict[str, Any]]:
-        return self.written.details.get("sources", [])
+        return self.draft.written.details.get("sources", [])
 
     async def _finish(self, state: State, error: str | None) -> None:
-        details = self.turn.details | self.written.details
-        details.pop("error", None)
-        if error is not None:
-            details["error"] = error
-        if self.atlas.counts:
-            details["atlas"] = self.atlas.counts
-        if state == "stopped":
-            details["finish_reason"] = "stopped"
-        self.turn = await asyncio.to_thread(self.store.update, self.turn.id, tuple(self.written.parts), state, details)
+        turn = await self.draft.finish(state, error)
         if error is not None:
             self._say({"type": "error", "message": error})
-        shown = await asyncio.to_thread(self.render, self.written.text, self._sources(), details.get("sentences", []))
-        self._say({"type": "done", "turn": turn_as_dict(self.turn) | {"html": shown}})
+        shown = await asyncio.to_thread(self.render, self.draft.written.text, self._sources(),
+                                        turn.details.get("sentences", []))
+        self._say({"type": "done", "turn": turn_as_dict(turn) | {"html": shown}})
 
 
 def call_as_dict(call: ToolCall) -> dict[str, str]:
