@@ -391,6 +391,8 @@ def _add_train_run(actions) -> None:  # type: ignore[no-untyped-def]
     run.add_argument("--out", type=Path, required=True, help="the folder of the run: checkpoint, curves, model")
     run.add_argument("--resume", action="store_true", help="continue the run in OUT from its last checkpoint")
     run.add_argument("--device", help="cpu, cuda, ...; default: a GPU where there is one")
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
+                     help="of products; weights stay float32. auto: bfloat16 on GPUs and processors with AMX")
     run.add_argument("--threads", type=int, help="default: one for each core; with 1 a run can be repeated bit for bit")
     run.add_argument("--tokens", type=int, help="see so many tokens instead of the recipe's")
     run.add_argument("--seed", type=int, help="instead of the recipe's")

@@ -21,24 +21,26 @@ from libremoe.train.record import commit, energy_counter, joules_since, record_o
 from libremoe.train.report import chart, draw, duration, loads_table
 
 MODEL = "model"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: recipe, data, out, resume, device, threads, tokens, seed, dense, checkpoint_every, json.
+    """The command. args: recipe, data, out, resume, device, dtype, threads, tokens, seed, dense,
+    checkpoint_every, json.
 
     Exit status 0; 130 where it was stopped and can be continued.
     """
     recipe = chosen_recipe(args)
     threads, device = set_threads(args.threads), _device(args.device)
     before = energy_counter()
-    work = Run(recipe, args.data, args.out, device, args.resume)
+    work = Run(recipe, args.data, args.out, device, args.resume, dtype=DTYPES[args.dtype])
     if not work.history.step:  # a tree can change while a run of hours is going on
         work.history.commit = commit()
     if not args.json:
         m = recipe.model
         print(f"{recipe.title}: {m.n_params() / 1e6:.1f} M parameters, {m.n_active_params() / 1e6:.1f} M active; "
               f"{recipe.steps} steps of {recipe.train.rows * recipe.train.context:,} tokens on {device}, "
-              f"{threads} threads", file=sys.stderr)
+              f"{threads} threads, {str(work.dtype).removeprefix('torch.')}", file=sys.stderr)
     if not train(work, shown=not args.json, checkpoint_every_s=args.checkpoint_every):
         print(f"stopped at step {work.history.step}; the same command with --resume continues", file=sys.stderr)
         return 130
