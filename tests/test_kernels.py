@@ -340,18 +340,22 @@ def test_keys_and_values_of_int8_stay_near_exact_ones(ops: ModuleType, softcap: 
 
 def test_rounding_to_int8_has_the_bits_of_its_twin() -> None:
     """Ties, zeros, numbers whose reciprocal overflows, and what is not finite."""
-    x = torch.randn(9, 2, 48)
+    x = torch.randn(3000, 2, 48)
     x[0, 0], x[1], x[2, 1, 3], x[3, 0, 5], x[4] = 0.0, 1e-36, math.inf, math.nan, -0.0
     x[5, 0] = torch.arange(48) * 2.5  # peak 117.5
     x[5, 1] = torch.arange(-24, 24) + 0.5
     x[5, 1, 0], x[6], x[7] = 127.0, x[6] * 1e38, x[7] * 1e-34
-    cache = cache_of(torch.randn(1, BLOCK_SIZE, 2, 48), torch.randn(1, BLOCK_SIZE, 2, 48), torch.int8)
-    batch = Batch([0, 9], torch.arange(9), [9], [[0]])
-    cpu.attention(torch.randn(9, 4, 48), x, -x, batch, cache, None, 0.1, None, None)
+    x[9:] = torch.round(x[9:] * 40) * 0.025 + 1e-3 * torch.rand(2991, 1, 1)
+    blocks = -(-len(x) // BLOCK_SIZE)
+    cache = cache_of(torch.zeros(blocks, BLOCK_SIZE, 2, 48), torch.zeros(blocks, BLOCK_SIZE, 2, 48), torch.int8)
+    starts = list(range(len(x) + 1))  # sequences of one token share the table, so that little is attended to
+    tables = [[i // BLOCK_SIZE] for i in range(len(x))]
+    batch = Batch(starts, torch.arange(len(x)) % BLOCK_SIZE, [i % BLOCK_SIZE + 1 for i in range(len(x))], tables)
+    cpu.attention(torch.randn(len(x), 4, 48), x, -x, batch, cache, None, 0.1, None, None)
     for codes, scales, sign in ((cache.k, cache.k_scale, 1), (cache.v, cache.v_scale, -1)):
         wanted_codes, wanted_scales = reference.to_int8(sign * x)
-        assert torch.equal(codes[0, :9], wanted_codes)
-        assert torch.equal(scales[0, :9].nan_to_num(-1), wanted_scales.nan_to_num(-1))
+        assert torch.equal(codes.flatten(0, 1)[: len(x)], wanted_codes)
+        assert torch.equal(scales.flatten(0, 1)[: len(x)].nan_to_num(-1), wanted_scales.nan_to_num(-1))
     assert int(cache.k[0, :9].abs().max()) == 127 and int(cache.k_scale[0, :9].isnan().sum()) == 2
     exact = cache.k[0, [6, 7]].float() * cache.k_scale[0, [6, 7], :, None]
     assert bool(((exact - x[[6, 7]]).abs() <= 0.5001 * cache.k_scale[0, [6, 7], :, None]).all())

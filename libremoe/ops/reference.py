@@ -99,9 +99,10 @@ def to_int8(x_NGK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x_NGK.float()
     peak = x.abs().amax(-1)
     finite, tiny = peak.isfinite(), peak < _TINY
-    inverse = torch.where(tiny | ~finite, 0.0, 127.0 / peak)
+    most = torch.full_like(peak, 127.0)
+    inverse = torch.where(tiny | ~finite, 0.0, most / peak)  # 127.0 / peak would be 127 times a rounded reciprocal
     codes = torch.round(torch.where(finite[..., None], x, 0.0) * inverse[..., None]).to(torch.int8)
-    scales = torch.where(finite, torch.where(tiny, 0.0, peak / 127.0), torch.nan)
+    scales = torch.where(finite, torch.where(tiny, 0.0, peak / most), torch.nan)
     return codes, scales
 
 
