@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import random
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -188,6 +189,36 @@ def test_generated_answers_are_right(lists: corpus.WordLists, lang: str) -> None
         else:
             assert one.value in shown[one.cite - 1] and one.said.endswith(f"[{one.cite}].")
             assert one.value.lower() in one.said.lower()
+
+
+def test_unneeded_tools_are_offered_and_a_needed_search_is_not(lists: corpus.WordLists) -> None:
+    draw = random.Random(1)
+    for part, kind in (("gen/memory/en", "memory"), ("gen/cite/en", "cite"), ("gen/calculator/en", "calculator")):
+        before = list(islice(generate(kind, "en", lists, 0, False), 400))
+        after = [pack._with_unneeded_tools(document, part, draw) for document in before]
+        assert all(a.messages == b.messages and (not b.tools or a.tools == b.tools)
+                   for a, b in zip(after, before, strict=True))
+        plain = [a for a, b in zip(after, before, strict=True) if not b.tools]
+        if kind == "calculator":
+            assert plain and not any(a.tools for a in plain)
+            continue
+        assert 0.2 < sum(bool(a.tools) for a in plain) / len(plain) < 0.4
+        assert any(t.name == "search" for a in plain for t in a.tools) == (kind != "cite")
+
+
+def test_excerpts_are_asked_about_more_than_once_and_rightly(lists: corpus.WordLists) -> None:
+    n_more = 0
+    for n in range(300):
+        one = question(Draw(f"more/{n}", lists, "en", False))
+        lines = dict(enumerate(one.shown.split("\n"), 1))
+        for _, told in one.more:
+            n_more += 1
+            marks = re.findall(r"\[(\d+)\]", told)
+            if told in NOT_THERE["en"]:
+                continue
+            value = told.rsplit(" [", 1)[0].split()[-1]
+            assert len(marks) == 1 and (value in lines[int(marks[0])] or told.split()[0] in lines[int(marks[0])]), told
+    assert n_more > 150
 
 
 def test_held_out_phrasings_and_rows_stay_out(mix: Path, lists: corpus.WordLists) -> None:

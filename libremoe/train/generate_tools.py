@@ -26,6 +26,8 @@ DAYS_BETWEEN = tool("days_between", "Days from one date to another.", start="str
 WEEKDAY = tool("weekday", "The day of the week of a date.", date="string")
 SEARCH = tool("search", "Searches the documents and gives numbered excerpts.", query="string")
 ALL_TOOLS = (CALCULATOR, CONVERT, ADD_DAYS, DAYS_BETWEEN, WEEKDAY, SEARCH)
+NEVER_CALLED = (tool("clock", "The date and time now.", time_zone="string"),
+                tool("open_page", "Reads a web page.", url="string"))  # of chat/tool_box.py: they are only offered
 
 
 def offered(draw: Draw, needed: Tool) -> tuple[Tool, ...]:

@@ -9,6 +9,7 @@ Training documents are shuffled; those for validation lie part by part. The same
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -29,6 +30,7 @@ from libremoe.train.corpus import PARTS, WordLists, documents, sha256, word_list
 from libremoe.train.decontaminate import Overlap, evaluation_items
 from libremoe.train.draw import Lang
 from libremoe.train.generate import generate
+from libremoe.train.generate_tools import ALL_TOOLS, NEVER_CALLED, SEARCH
 from libremoe.train.mixes import MIXES, Share
 from libremoe.train.render import Document, Rendered, Renderer
 from libremoe.train.vocabulary import chars_per_token, train_tokenizer
@@ -37,6 +39,7 @@ CHARS_PER_TOKEN_MOST = 3.0  # text is cut so that a piece of a chapter fits the 
 SAMPLE_CHARS, SAMPLE_LEAST = 16_000_000, 300_000  # of text for a tokenizer
 MAX_VOCAB = 1 << 16  # ids are 16 bits wide
 MIN_SCALE, MAX_SCALE, MIN_CONTEXT = 0.001, 100.0, 64
+UNNEEDED_TOOLS = 0.3  # of the chat stage's conversations without tools, those that are offered some
 VALID_SHARE, VALID_LEAST, VALID_MOST = 1 / 40, 4000, 120_000  # tokens for validation of each part
 
 
@@ -184,7 +187,10 @@ def _part_rows(source: Source, renderer: Renderer, part: str, most: int | None, 
                learn_all: bool, counts: Counts) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids uint16, targets uint8) of a part's documents, up to `most` tokens."""
     rows = []
+    draw = random.Random(f"{source.seed}/tools/{part}/{held_out}")
     for document in source.clean(part, held_out, counts):
+        if not learn_all:
+            document = _with_unneeded_tools(document, part, draw)
         rendered = renderer.cut(renderer.render(document), context) if document.messages else renderer.render(document)
         if rendered is None or len(rendered.ids) < 2:
             continue
@@ -196,6 +202,16 @@ def _part_rows(source: Source, renderer: Renderer, part: str, most: int | None, 
         if most is not None and counts.tokens >= most:
             break
     return rows
+
+
+def _with_unneeded_tools(document: Document, part: str, draw: random.Random) -> Document:
+    """Some conversations that need no tool are offered some, as a program that has tools offers them always. None
+    where sums are asked for, and no search where an invented thing is: there they would be needed."""
+    computes = part.startswith(("gen/calculator", "gen/units", "gen/dates"))
+    if not document.messages or document.tools or computes or draw.random() >= UNNEEDED_TOOLS:
+        return document
+    tools = [t for t in (*ALL_TOOLS, *NEVER_CALLED) if t is not SEARCH or not part.startswith("gen/cite")]
+    return dataclasses.replace(document, tools=tuple(draw.sample(tools, draw.randint(1, len(tools)))))
 
 
 def _arrays(rendered: Rendered, learn_all: bool) -> tuple[np.ndarray, np.ndarray]:
