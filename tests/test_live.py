@@ -220,7 +220,9 @@ def test_dead_and_slow_sources_are_named_and_waited_for_no_longer() -> None:
 def test_nothing_fresh_is_said() -> None:
     async def body(web: Web, live: Live) -> None:
         assert (await live.gather("harbour bridge", "en", WAIT_S)).notes == [
-            "no source is configured: libremoe live add URL", "nothing was found about 'harbour bridge'"]
+            "no source is configured: libremoe live add URL", "nothing was found about “harbour bridge”"]
+        assert (await live.gather("harbour bridge", "fr", WAIT_S)).notes[1] == (
+            "rien n’a été trouvé au sujet de «\u202fharbour bridge\u202f»")
         old = rss(("Bridge", "http://good.example/1", BRIDGE), day="Tue, 02 Jan 2024 08:00:00 GMT")
         web.pages["http://good.example/feed"] = answer(old, "text/xml")
         await add(live, "feed", "good", "http://good.example/feed")

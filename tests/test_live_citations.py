@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from live_claims import HELD_OUT, STORIES, altered
 
 from libremoe.live import citations
-from libremoe.live.reasons import REASONS, worded
+from libremoe.live.reasons import NOTES, REASONS, noted, worded
 from libremoe.live.values import Excerpt
 from libremoe.live.words import clauses, sentences
 
@@ -192,3 +193,13 @@ def test_any_text_is_checked() -> None:
             assert text[s.start:s.end].strip() and s.verdict in ("supported", "unsupported", "dangling", "uncited")
             if s.span:
                 assert 0 <= s.span[1] <= s.span[2] <= len(text)
+
+
+def test_reasons_and_notes_say_the_same_in_french_with_its_spaces() -> None:
+    for english, french in ((REASONS["en"], REASONS["fr"]), (NOTES["en"], NOTES["fr"])):
+        assert set(english) == set(french)
+        for key, text in french.items():
+            assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", english[key])), key
+    assert worded("quote", "a: b", "fr") == "«\u202fa: b\u202f» ne s’y trouve pas"  # what is quoted stays as it stands
+    assert noted("failed", "fr", name="flux", error="no: it") == "flux\u202f: no: it"
+    assert noted("failed", "de", name="feed", error="no") == "feed: no"

@@ -342,9 +342,15 @@ def test_french_is_whole_and_remembered(chromium: Any) -> None:
         for key, text in french.items():
             assert not re.search(r"[ \u00a0][;:!?»]|«[ \u00a0]|\w[;!?»]|[a-zé]:(?!\w)|'", text), (key, text)
             assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", english[key])), key
+        page.evaluate("document.documentElement.lang = 'fr'")
+        said = page.evaluate("""import('/web/words.js').then((m) => [...["search: news", "read: news", "result of news",
+            "open a page", "add a source", "MCP server news", "else"].map(m.errand),
+            ...["feed", "new"].map(m.kindOf)])""")
+        assert said == ["recherche\u202f: news", "lecture\u202f: news", "résultat de news", "ouverture d’une page",
+                        "ajout d’une source", "serveur MCP news", "else", "flux", "new"]
         used = "".join(path.read_text() for path in (Path(__file__).parent.parent / "libremoe/server/web").glob("*.js")
                        if path.name != "words.js")
-        made = ("call_", "k_", "why_")
+        made = ("call_", "k_", "why_", "kind_", "left_")
         assert not [key for key in english if not re.search(rf"\b{key}\b", used) and not key.startswith(made)
                     and not key.endswith("_auto") and f'"{key}"' not in used and f"{key}" not in ("skip", "message")]
         watched.check()

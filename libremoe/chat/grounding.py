@@ -12,6 +12,7 @@ from libremoe.chat.message import Message, said
 from libremoe.errors import LibremoeError
 from libremoe.live import citations
 from libremoe.live.citations import cited_numbers
+from libremoe.live.reasons import noted
 from libremoe.live.values import Excerpt
 
 EXCERPT_CHARS = 1200  # of one excerpt, where the context has room
@@ -55,7 +56,7 @@ async def search(live: Any, question: str, language: str, deadline_s: float, tag
         async with asyncio.timeout(deadline_s + 5.0):
             findings = await live.gather(question, language, deadline_s, tag=tag)
     except TimeoutError:
-        return Found(details={"fresh": False, "notes": ["the search took too long"]})
+        return Found(details={"fresh": False, "notes": [noted("slow", language)]})
     except LibremoeError as error:
         return Found(details={"fresh": False, "notes": [str(error)]})
     return Found([as_json(one) for one in findings.excerpts],

@@ -22,6 +22,7 @@ from libremoe.live.archive import Archive, Visit, keywords
 from libremoe.live.fetch import DEFAULT, Fetched, Fetcher, Limits, parse, place_of
 from libremoe.live.ledger import Ledger
 from libremoe.live.parsing import Item, Parsed, Parser
+from libremoe.live.reasons import noted
 from libremoe.live.sources import ASKED, HOMES, Source, Sources, question
 from libremoe.live.values import Excerpt, Findings
 
@@ -39,11 +40,15 @@ MAX_QUERY = 200  # characters
 class _Notes:
     """For people: what went wrong or was taken out, by source."""
 
+    language: str = "en"
     lines: list[str] = field(default_factory=list)
+
+    def say(self, note: str, **about: object) -> None:
+        self.lines.append(noted(note, self.language, **about))
 
     def stripped(self, name: str, parsed: Parsed) -> None:
         if parsed.stripped:
-            self.lines.append(f"{name}: {parsed.stripped} letters that nobody would have seen were taken out")
+            self.say("stripped", name=name, n=parsed.stripped)
 
 
 class Live:
@@ -153,26 +158,28 @@ class Live:
         tag: the conversation, so that forget() can erase what was asked for it.
         """
         query = " ".join(keywords(asked))[:MAX_QUERY]
-        notes = _Notes()
+        notes = _Notes(language)
         if not query:
-            return Findings(notes=["the question has no word that could be searched by"])
+            return Findings(notes=[noted("no_words", language)])
         sources = self.sources.list()
         if self.offline:
-            notes.lines.append("offline: only the archive was searched")
+            notes.say("offline")
         elif not sources:
-            notes.lines.append("no source is configured: libremoe live add URL")
+            notes.say("no_sources")
         else:
             await self._ask_all(sources, query, language, deadline_s, tag, notes)
         found = await asyncio.to_thread(self.archive.search, query, 4 * MAX_EXCERPTS)
         excerpts = _best(found)
         if not excerpts:
-            notes.lines.append(f"nothing was found about {query!r}")
+            notes.say("nothing", query=query)
         sorted_out = await asyncio.to_thread(agreement, excerpts)
         fresh = [e for e in excerpts if e.published and self._clock() - e.published < FRESH_DAYS * 86400]
         if excerpts and not fresh:
             newest = max((e.published for e in excerpts if e.published), default=None)
-            when = time.strftime(", the newest is of %Y-%m-%d", time.gmtime(newest)) if newest else ""
-            notes.lines.append(f"nothing fresh found{when}")
+            if newest:
+                notes.say("stale_since", date=time.strftime("%Y-%m-%d", time.gmtime(newest)))
+            else:
+                notes.say("stale")
         return Findings(excerpts, notes.lines, bool(fresh), [*sorted_out.facts], [*sorted_out.opinions],
                         [*sorted_out.conflicts])
 
@@ -197,7 +204,7 @@ class Live:
             raise
         for task in late:
             task.cancel()
-            notes.lines.append(f"{tasks[task]} did not answer in {deadline_s:g} s")
+            notes.say("late", name=tasks[task], seconds=f"{deadline_s:g}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*late, return_exceptions=True)
@@ -205,7 +212,7 @@ class Live:
             if error := task.exception():
                 if not isinstance(error, LibremoeError):
                     raise error
-                notes.lines.append(f"{tasks[task]}: {error}")
+                notes.say("failed", name=tasks[task], error=error)
 
     async def _ask(self, source: Source, query: str, language: str, tag: str, notes: _Notes) -> None:
         request = question(source, query, language)

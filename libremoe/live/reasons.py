@@ -1,7 +1,9 @@
-"""Why a sentence is not borne out by what it cites, in words. server/web/words.js has the same ones for the page
-(a test joins them)."""
+"""What the live mode says to people, in English and French: why a sentence is not borne out by what it cites
+(server/web/words.js has the same for the page, and a test joins them), and what a search has to say of itself."""
 
 from __future__ import annotations
+
+import re
 
 REASONS = {  # {about}: the number, name or words in question, as they stand in the answer
     "en": {
@@ -19,7 +21,7 @@ REASONS = {  # {about}: the number, name or words in question, as they stand in 
         "dangling": "il n’y a pas d’extrait {about}", "empty": "elle ne dit rien que l’on puisse comparer",
         "silent": "l’extrait n’en dit rien", "unrelated": "[{about}] ne parle pas de cela",
         "quote": "« {about} » ne s’y trouve pas", "number": "la source ne donne pas {about}",
-        "date": "la source ne donne pas la date {about}", "name": "la source ne dit pas cela de {about}",
+        "date": "la source ne donne pas la date {about}", "name": "la source ne dit pas cela à propos de « {about} »",
         "negation": "l’une des deux a une négation que l’autre n’a pas",
         "opposite": "elle dit le contraire de la source, ou quelque chose qui l’exclut",
         "hedged": "la source dit seulement que c’est possible", "words": "la source a trop peu de ses mots",
@@ -28,8 +30,40 @@ REASONS = {  # {about}: the number, name or words in question, as they stand in 
     },
 }
 
+NOTES = {  # said with a search's findings. What an error says of itself is English in both.
+    "en": {
+        "no_words": "the question has no word that could be searched by",
+        "offline": "offline: only the archive was searched",
+        "no_sources": "no source is configured: libremoe live add URL", "nothing": "nothing was found about “{query}”",
+        "stale": "nothing fresh found", "stale_since": "nothing fresh found, the newest is of {date}",
+        "late": "{name} did not answer in {seconds} s", "failed": "{name}: {error}", "slow": "the search took too long",
+        "stripped": "{name}: {n} letters that nobody would have seen were taken out",
+    },
+    "fr": {
+        "no_words": "la question n’a aucun mot par lequel chercher",
+        "offline": "hors ligne : seule l’archive a été consultée",
+        "no_sources": "aucune source n’est configurée : libremoe live add URL",
+        "nothing": "rien n’a été trouvé au sujet de « {query} »",
+        "stale": "rien de récent n’a été trouvé",
+        "stale_since": "rien de récent n’a été trouvé, le plus récent date du {date}",
+        "late": "{name} n’a pas répondu en {seconds} s", "failed": "{name} : {error}",
+        "slow": "la recherche a pris trop de temps",
+        "stripped": "{name} : {n} lettres que personne n’aurait vues ont été retirées",
+    },
+}
+
+
+def noted(note: str, language: str, **about: object) -> str:
+    """A note for people, about what it names."""
+    return _spaced(NOTES.get(language, NOTES["en"])[note], language).format(**about)
+
 
 def worded(reason: str, about: str, language: str) -> str:
     """A reason for people. Answers that were kept before reasons had codes carry an English sentence: that one."""
     text = REASONS.get(language, REASONS["en"]).get(reason)
-    return reason if text is None else text.replace("{about}", about)
+    return reason if text is None else _spaced(text, language).replace("{about}", about)
+
+
+def _spaced(text: str, language: str) -> str:
+    """With the narrow no-break spaces of French typography; the words above are written with plain ones."""
+    return re.sub(r" ([;:!?»])", "\u202f\\1", text).replace("« ", "«\u202f") if language == "fr" else text

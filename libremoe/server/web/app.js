@@ -105,7 +105,8 @@ function apply(way, event) {
       view.live.delete(turn.id);
       way.turn = tree.put(event.turn);
       if (here) {
-        stick(() => paintTurn(way.turn, view));
+        if (way.turn.details.sources?.length) paintTurn(way.turn, view); // the answer stays where it is read; its sources unfold below
+        else stick(() => paintTurn(way.turn, view));
         updateAtlas(way.turn, way.live.tokens);
         speaker.end(t(way.turn.state === "done" ? "finished" : way.turn.state === "stopped" ? "stopped" : "failed"));
       }

@@ -1,7 +1,7 @@
 // What an answer rests on: its sources, how its sentences stand to them, and where they contradict each other.
 
 import { $$, h } from "./dom.js";
-import { moment, reason, t } from "./words.js";
+import { kindOf, moment, reason, t } from "./words.js";
 
 const SIGNS = { supported: "✓", unsupported: "≠", dangling: "∅", uncited: "·" };
 
@@ -58,7 +58,7 @@ function card(source) {
     h("span", { class: "number", "aria-hidden": "true" }, source.number),
     h("div", {},
       where ? h("a", { href: source.url, target: "_blank", rel: "noopener noreferrer nofollow" }, title) : h("strong", {}, title),
-      h("p", { class: "where" }, [source.author, where || source.source, source.kind].filter(Boolean).join(" · ")),
+      h("p", { class: "where" }, [source.author, where || source.source, kindOf(source.kind)].filter(Boolean).join(" · ")),
       h("p", { class: "where" }, [source.published ? t("published", { when: moment(source.published) }) : null,
         source.fetched ? t("snapshot", { when: moment(source.fetched) }) : null].filter(Boolean).join(" · ")),
       source.text ? h("details", { class: "excerpt" }, h("summary", {}, t("excerpt")), h("blockquote", {}, source.text),
@@ -77,7 +77,7 @@ function doubts(sentences, text) {
   const bad = sentences.filter((one) => one.verdict === "unsupported" || one.verdict === "dangling");
   if (!bad.length) return null;
   return [h("h3", {}, t("doubts")), h("ul", { class: "doubts" }, bad.map((one) =>
-    h("li", {}, h("q", {}, text.slice(one.start, one.end).trim()), one.reason ? h("span", { class: "where" }, ` ${reason(one.reason, one.about)}`) : null)))];
+    h("li", {}, text.slice(one.start, one.end).trim(), one.reason ? h("span", { class: "where" }, ` – ${reason(one.reason, one.about)}`) : null)))];
 }
 
 function agreement(details) {

@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { ask, dialog, failed, note } from "./dialogs.js";
 import { keep, kept } from "./kept.js";
 import { conversations } from "./sidebar.js";
-import { day, moment, t } from "./words.js";
+import { day, errand, kindOf, moment, t } from "./words.js";
 
 const KINDS = ["feed", "page", "search", "wikipedia", "mastodon", "bluesky", "x"];
 
@@ -76,13 +76,13 @@ function privacy({ state, act }) {
     loaded(() => api.get("/api/ledger"), ({ entries }) => (entries.length ? h("div", { class: "table", tabindex: "0", role: "region", "aria-label": t("ledger") },
       h("table", {}, h("thead", {}, h("tr", {}, ["when", "host", "why", "what"].map((name) => h("th", { scope: "col" }, t(name))))),
         h("tbody", {}, entries.map((one) => h("tr", {}, h("td", {}, moment(one.time)), h("td", {}, one.host),
-          h("td", {}, one.why), h("td", { class: "mono" }, one.sent)))))) : h("p", { class: "empty" }, t("ledger_empty")))),
+          h("td", {}, errand(one.why)), h("td", { class: "mono" }, one.sent)))))) : h("p", { class: "empty" }, t("ledger_empty")))),
   ];
 }
 
 function sources({ state, act, again }) {
   const field = h("input", { type: "text", required: true, maxlength: 2048, autocomplete: "off", spellcheck: "false" });
-  const kind = h("select", {}, h("option", { value: "" }, t("kind_auto")), KINDS.map((name) => h("option", { value: name }, name)));
+  const kind = h("select", {}, h("option", { value: "" }, t("kind_auto")), KINDS.map((name) => h("option", { value: name }, kindOf(name))));
   const changed = async (words) => {
     note(words);
     await act.reload();
@@ -104,7 +104,7 @@ function sources({ state, act, again }) {
   return [
     h("p", { class: "where" }, t("sources_text")),
     loaded(() => api.get("/api/sources"), ({ sources: found }) => [
-      found.length ? h("ul", { class: "list" }, found.map((one) => h("li", {}, h("span", {}, h("strong", {}, one.name), h("span", { class: "where" }, [one.kind, one.url].filter(Boolean).join(" · "))),
+      found.length ? h("ul", { class: "list" }, found.map((one) => h("li", {}, h("span", {}, h("strong", {}, one.name), h("span", { class: "where" }, [kindOf(one.kind), one.url].filter(Boolean).join(" · "))),
         h("button", { type: "button", "aria-label": t("remove_source", { name: one.name }), onclick: () => take(one.name) }, t("remove"))))) : h("p", { class: "empty" }, t("sources_empty")),
       h("form", { class: "inline", onsubmit: add }, h("h3", {}, t("add_source")), h("label", { class: "stack" }, t("kind"), kind), h("label", { class: "stack grow" }, t("address"), field),
         h("button", { type: "submit", class: "primary" }, t("add"))),
@@ -149,9 +149,11 @@ function data({ act }) {
 const KEYS = [["k_send", "Enter"], ["k_line", "Shift+Enter"], ["k_stop", "Esc"], ["k_new", "Alt+N"], ["k_search", "Ctrl+K"], ["k_message", "/"], ["k_list", "Ctrl+B"],
   ["k_edit", "↑"], ["k_copy", "Alt+C"], ["k_again", "Alt+R"], ["k_version", "Alt+←, Alt+→"], ["k_atlas", "Alt+E"], ["k_settings", "Ctrl+,"], ["k_keys", "?"]];
 
+const NAMED = { Enter: "key_enter", Shift: "key_shift", Esc: "key_esc" }; // the others are called the same in French
+
 function keyboard() {
   return h("dl", { class: "keys" }, KEYS.map(([key, keys]) => [h("dt", {}, t(key)), h("dd", {}, keys.split(", ").map((combo, i) =>
-    [i ? ` ${t("or")} ` : "", combo.split("+").map((one) => h("kbd", {}, one))]))]));
+    [i ? ` ${t("or")} ` : "", combo.split("+").map((one) => h("kbd", {}, one in NAMED ? t(NAMED[one]) : one))]))]));
 }
 
 function about({ state }) {

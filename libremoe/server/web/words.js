@@ -35,6 +35,8 @@ const EN = {
   why_words: "the source has too few of its words", why_elsewhere: "the source gives {about} for something else",
   why_other_date: "the source gives {about} for another date", why_swapped: "{about} have changed places",
   opinion_n: "{n} voice|{n} voices", source_n: "Source {n}", marker: "no source {n}",
+  kind_feed: "feed", kind_page: "page", kind_search: "web search", kind_wikipedia: "Wikipedia", kind_mastodon: "Mastodon", kind_bluesky: "Bluesky", kind_x: "X",
+  left_search: "search: {rest}", left_read: "read: {rest}", left_result: "result of {rest}", left_open: "open a page", left_add: "add a source", left_mcp: "MCP server {rest}",
   call: "Tool call", call_asks: "The model wants to call this tool", allow: "Allow once", always: "Allow in this conversation", refuse: "Refuse", call_input: "Input", call_output: "Result",
   call_running: "running", call_waiting: "waits for you", call_done: "done", call_failed: "failed",
   per_second: "{n} tokens/s", first_token: "first after {n} s", n_tokens: "{n} token|{n} tokens", cache: "{n} of experts were in memory", prompt: "prompt {hash}", prompt_title: "SHA-256 of the system prompt: {hash}",
@@ -50,7 +52,7 @@ const EN = {
   data: "Your data", import: "Import", import_text: "Conversations exported by ChatGPT, Open WebUI or libremoe (.json, .zip).", choose_file: "Choose a file", importing: "Reading {name}", imported: "{n} conversation was imported.|{n} conversations were imported.", import_failed: "{name}: {message}",
   erase_all: "Erase all conversations", erase_all_text: "The conversation will be erased from this machine: no copy stays. Export first what you want to keep.|All {n} conversations will be erased from this machine: no copy stays. Export first what you want to keep.", erased_all: "All conversations were erased.",
   layers_name: "Layers", table: "Table", formula: "Formula", about: "About", model: "Model", context: "Context", context_n: "{n} tokens", layers_experts: "{layers} layers, {experts} experts in each", dense: "{layers} layers", storage: "Conversations", kept_on_disk: "kept on this machine", kept_in_memory: "kept in memory only, until the server ends", weights: "Weights", weights_random: "random", log_out: "Log out",
-  keyboard: "Keyboard", k_send: "Send", k_line: "New line", k_stop: "Stop the answer", k_new: "New conversation", k_search: "Search", k_message: "To the message field", k_list: "Show or hide conversations", k_edit: "Edit your last message (in an empty field)", k_copy: "Copy the last answer", k_again: "Answer again", k_version: "Previous or next version of the last answer", k_atlas: "Expert atlas", k_settings: "Settings", k_keys: "These keys", or: "or",
+  keyboard: "Keyboard", k_send: "Send", k_line: "New line", k_stop: "Stop the answer", k_new: "New conversation", k_search: "Search", k_message: "To the message field", k_list: "Show or hide conversations", k_edit: "Edit your last message (in an empty field)", k_copy: "Copy the last answer", k_again: "Answer again", k_version: "Previous or next version of the last answer", k_atlas: "Expert atlas", k_settings: "Settings", k_keys: "These keys", or: "or", key_enter: "Enter", key_shift: "Shift", key_esc: "Esc",
   error: "That did not work: {message}", no_server: "The server does not answer. What you wrote is kept here; trying again.", again: "Try again", back: "The server answers again.", gone: "This conversation is not here any more.", to_end: "To the newest message",
 };
 
@@ -77,17 +79,19 @@ const FR = {
   version: "Version {i} sur {n}", previous_version: "Version précédente", next_version: "Version suivante", edit_message: "Modifier votre message", send_edit: "Envoyer comme nouvelle branche",
   writing: "La réponse est en cours d’écriture.", finished: "La réponse est terminée.", stopped: "Arrêté.", stopped_here: "Arrêtée ici.", cut_here: "Coupée à la limite de jetons.",
   failed: "La réponse a échoué.", searching: "Recherche dans vos sources : « {query} »",
-  sources: "Sources", n_sources: "{n} source|{n} sources", no_sources: "Aucune source", snapshot: "lu {when}", published: "publié {when}", excerpt: "L’extrait utilisé",
+  sources: "Sources", n_sources: "{n} source|{n} sources", no_sources: "Aucune source", snapshot: "lu : {when}", published: "publié : {when}", excerpt: "L’extrait utilisé",
   supported: "La source appuie cette phrase", unsupported: "La source n’appuie pas cette phrase", dangling: "Cette source n’existe pas", uncited: "Aucune source n’est donnée pour cette phrase",
   checks: "{n} phrase sur {of} est appuyée par ses sources.|{n} phrases sur {of} sont appuyées par leurs sources.", doubts: "Sans appui", facts: "Établi par des sources indépendantes", opinions: "Opinions", conflicts: "Des sources se contredisent",
   why_dangling: "il n’y a pas d’extrait {about}", why_empty: "elle ne dit rien que l’on puisse comparer", why_silent: "l’extrait n’en dit rien",
   why_unrelated: "[{about}] ne parle pas de cela", why_quote: "« {about} » ne s’y trouve pas", why_number: "la source ne donne pas {about}",
-  why_date: "la source ne donne pas la date {about}", why_name: "la source ne dit pas cela de {about}",
+  why_date: "la source ne donne pas la date {about}", why_name: "la source ne dit pas cela à propos de « {about} »",
   why_negation: "l’une des deux a une négation que l’autre n’a pas",
   why_opposite: "elle dit le contraire de la source, ou quelque chose qui l’exclut", why_hedged: "la source dit seulement que c’est possible",
   why_words: "la source a trop peu de ses mots", why_elsewhere: "la source donne {about} pour autre chose",
   why_other_date: "la source donne {about} pour une autre date", why_swapped: "{about} ont échangé leurs places",
   opinion_n: "{n} voix|{n} voix", source_n: "Source {n}", marker: "pas de source {n}",
+  kind_feed: "flux", kind_page: "page", kind_search: "recherche web", kind_wikipedia: "Wikipédia", kind_mastodon: "Mastodon", kind_bluesky: "Bluesky", kind_x: "X",
+  left_search: "recherche : {rest}", left_read: "lecture : {rest}", left_result: "résultat de {rest}", left_open: "ouverture d’une page", left_add: "ajout d’une source", left_mcp: "serveur MCP {rest}",
   call: "Appel d’outil", call_asks: "Le modèle veut appeler cet outil", allow: "Autoriser une fois", always: "Autoriser dans cette conversation", refuse: "Refuser", call_input: "Entrée", call_output: "Résultat",
   call_running: "en cours", call_waiting: "attend votre accord", call_done: "terminé", call_failed: "échec",
   per_second: "{n} jetons/s", first_token: "premier après {n} s", n_tokens: "{n} jeton|{n} jetons", cache: "{n} des experts étaient en mémoire", prompt: "consigne {hash}", prompt_title: "SHA-256 de la consigne système : {hash}",
@@ -96,14 +100,14 @@ const FR = {
   atlas_label: "Carte de chaleur : {layers} couches et {experts} experts. Le plus sollicité est l’expert {e} de la couche {l}, pour {share} des jetons.", atlas_token: "Jeton", atlas_at: "Jeton {i} sur {n} : {text}", atlas_hover: "Pointez un jeton, ou parcourez-les, pour voir ses experts.",
   atlas_layer: "couche", atlas_expert: "expert", atlas_less: "moins", atlas_more: "plus",
   general: "Général", theme: "Apparence", system: "Comme le système", light: "Claire", dark: "Sombre", language: "Langue", temperature: "Température", temperature_auto: "selon le personnage", max_tokens: "Réponse la plus longue, en jetons", max_tokens_auto: "autant que possible",
-  privacy: "Confidentialité", offline: "Hors ligne", offline_text: "Tant que c’est activé, rien ne sort de cette machine : les connexions sont refusées à la source.", offline_on: "Hors ligne", ledger: "Ce qui est sorti de cette machine", ledger_empty: "Rien n’est sorti de cette machine.",
+  privacy: "Confidentialité", offline: "Hors ligne", offline_text: "Tant que c’est activé, rien ne sort de cette machine : les connexions sont refusées là où elles s’ouvrent.", offline_on: "Hors ligne", ledger: "Ce qui est sorti de cette machine", ledger_empty: "Rien n’est sorti de cette machine.",
   ledger_text: "Chaque requête partie : quand, vers qui, pourquoi, et la requête telle qu’envoyée.", when: "Quand", host: "Vers", why: "Pourquoi", what: "Envoyé", no_live: "Ce serveur a été lancé sans sources en direct : il n’envoie rien nulle part.",
   live_sources: "Sources en direct", sources_text: "Les réponses en direct interrogent celles-ci, et aucune autre.", add_source: "Ajouter une source", kind: "Type", kind_auto: "à déterminer", address: "Adresse ou nom", add: "Ajouter", remove_source: "Retirer {name}", source_added: "{name} a été ajoutée.", source_removed: "{name} a été retirée.", sources_empty: "Aucune source pour l’instant.",
   prompts: "Consignes système", prompts_text: "Ce qui est dit au modèle avant que vous ne parliez, mot pour mot. Chaque réponse nomme l’empreinte de celle qui l’a guidée.", in_use: "en usage depuis le {when}", earlier: "Auparavant, depuis le {when}", own: "la vôtre",
   data: "Vos données", import: "Importer", import_text: "Conversations exportées par ChatGPT, Open WebUI ou libremoe (.json, .zip).", choose_file: "Choisir un fichier", importing: "Lecture de {name}", imported: "{n} conversation a été importée.|{n} conversations ont été importées.", import_failed: "{name} : {message}",
   erase_all: "Effacer toutes les conversations", erase_all_text: "La conversation sera effacée de cette machine : il n’en restera aucune copie. Exportez d’abord ce que vous voulez garder.|Les {n} conversations seront effacées de cette machine : il n’en restera aucune copie. Exportez d’abord ce que vous voulez garder.", erased_all: "Toutes les conversations ont été effacées.",
   layers_name: "Couches", table: "Tableau", formula: "Formule", about: "À propos", model: "Modèle", context: "Contexte", context_n: "{n} jetons", layers_experts: "{layers} couches de {experts} experts", dense: "{layers} couches", storage: "Conversations", kept_on_disk: "gardées sur cette machine", kept_in_memory: "en mémoire seulement, jusqu’à l’arrêt du serveur", weights: "Poids", weights_random: "aléatoires", log_out: "Se déconnecter",
-  keyboard: "Clavier", k_send: "Envoyer", k_line: "Aller à la ligne", k_stop: "Arrêter la réponse", k_new: "Nouvelle conversation", k_search: "Rechercher", k_message: "Vers le champ de message", k_list: "Afficher ou masquer les conversations", k_edit: "Modifier votre dernier message (champ vide)", k_copy: "Copier la dernière réponse", k_again: "Répondre à nouveau", k_version: "Version précédente ou suivante de la dernière réponse", k_atlas: "Atlas des experts", k_settings: "Réglages", k_keys: "Ces raccourcis", or: "ou",
+  keyboard: "Clavier", k_send: "Envoyer", k_line: "Aller à la ligne", k_stop: "Arrêter la réponse", k_new: "Nouvelle conversation", k_search: "Rechercher", k_message: "Vers le champ de message", k_list: "Afficher ou masquer les conversations", k_edit: "Modifier votre dernier message (champ vide)", k_copy: "Copier la dernière réponse", k_again: "Répondre à nouveau", k_version: "Version précédente ou suivante de la dernière réponse", k_atlas: "Atlas des experts", k_settings: "Réglages", k_keys: "Ces raccourcis", or: "ou", key_enter: "Entrée", key_shift: "Maj", key_esc: "Échap",
   error: "Cela n’a pas marché : {message}", no_server: "Le serveur ne répond pas. Ce que vous avez écrit est gardé ici ; nouvel essai en cours.", again: "Réessayer", back: "Le serveur répond de nouveau.", gone: "Cette conversation n’est plus ici.", to_end: "Vers le message le plus récent",
 };
 
@@ -132,6 +136,17 @@ export function t(key, values = {}) {
     const value = values[name];
     return typeof value === "number" ? number(value) : value === undefined ? whole : String(value);
   });
+}
+
+/** What a source is. Archives of a newer libremoe may hold other kinds. */
+export const kindOf = (kind) => (`kind_${kind}` in WORDS.en ? t(`kind_${kind}`) : kind);
+
+const ERRANDS = [["search: ", "search"], ["read: ", "read"], ["result of ", "result"], ["open a page", "open"], ["add a source", "add"], ["MCP server ", "mcp"]];
+
+/** Why something left, as the ledger says it in English. */
+export function errand(why) {
+  const [begins, key] = ERRANDS.find(([one]) => why.startsWith(one)) ?? [];
+  return key ? t(`left_${key}`, { rest: why.slice(begins.length) }) : why;
 }
 
 export const number = (value, digits = 0) =>
