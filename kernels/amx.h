@@ -27,6 +27,7 @@ LIBREMOE_INLINE void tiles_end() { _tile_release(); }
 #define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
 #define TILE_STORE(tile, to) _tile_stored(tile, to, 64)
 #define TILE_DOT(sum, a, b) _tile_dpbssd(sum, a, b)
+#define TILE_DOT_BF16(sum, a, b) _tile_dpbf16ps(sum, a, b)
 
 #else  // emulated
 
@@ -41,8 +42,9 @@ static void tile_load(int tile, const void* from, int64_t stride) {
   for (int r = 0; r < tile_shapes.rows[tile]; r++)
     __builtin_memcpy(tile_memory[tile][r], static_cast<const char*>(from) + r * stride, tile_shapes.bytes[tile]);
 }
-static void tile_store(int tile, int32_t* to) {
-  for (int r = 0; r < tile_shapes.rows[tile]; r++) __builtin_memcpy(to + 16 * r, tile_memory[tile][r], 64);
+template <class T>
+static void tile_store(int tile, T* to) {
+  for (int r = 0; r < tile_shapes.rows[tile]; r++) __builtin_memcpy(to + 16 * r, tile_memory[tile][r], tile_shapes.bytes[tile]);
 }
 static void tile_dot(int to, int a, int b) {  // TDPBSSD: signed bytes of A and B
   for (int m = 0; m < tile_shapes.rows[to]; m++)
@@ -54,6 +56,29 @@ static void tile_dot(int to, int a, int b) {  // TDPBSSD: signed bytes of A and 
       __builtin_memcpy(tile_memory[to][m] + 4 * n, &sum, 4);
     }
 }
+LIBREMOE_INLINE float flushed(float x) { return __builtin_fabsf(x) < 1.17549435e-38f ? __builtin_copysignf(0.0f, x) : x; }
+static void tile_dot_bf16(int to, int a, int b) {  // TDPBF16PS: even and odd inputs in sums of their own, then added; no denormals
+  const auto value = [](const uint8_t* p) {
+    uint16_t half;
+    __builtin_memcpy(&half, p, 2);
+    const uint32_t bits = uint32_t(half) << 16;
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return flushed(x);
+  };
+  for (int m = 0; m < tile_shapes.rows[to]; m++)
+    for (int n = 0; n < tile_shapes.bytes[to] / 4; n++) {
+      float even = 0, odd = 0, sum;
+      for (int k = 0; k < tile_shapes.bytes[a] / 4; k++) {
+        const uint8_t *p = tile_memory[a][m] + 4 * k, *q = tile_memory[b][k] + 4 * n;
+        even = flushed(__builtin_fmaf(value(p), value(q), even)), odd = flushed(__builtin_fmaf(value(p + 2), value(q + 2), odd));
+      }
+      __builtin_memcpy(&sum, tile_memory[to][m] + 4 * n, 4);
+      sum = flushed(sum + flushed(even + odd));
+      __builtin_memcpy(tile_memory[to][m] + 4 * n, &sum, 4);
+    }
+}
+#define TILE_DOT_BF16(sum, a, b) tile_dot_bf16(sum, a, b)
 #define TILE_CLEAR(tile) __builtin_memset(tile_memory[tile], 0, 1024)
 #define TILE_LOAD(tile, from, stride) tile_load(tile, from, stride)
 #define TILE_STORE(tile, to) tile_store(tile, to)

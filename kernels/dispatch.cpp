@@ -33,11 +33,11 @@ namespace neon { extern const Kernels table; }
 namespace {
 
 #if defined(__x86_64__)
-// The processor has AMX int8 and the kernel grants its registers to this process (Linux: arch_prctl, once).
+// The processor has AMX int8 and bfloat16, and the kernel grants its registers to this process (Linux: arch_prctl, once).
 bool has_amx() {
   unsigned a = 7, b, c = 0, d;
   asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;  // amx-tile, amx-int8
+  if (!(d >> 22 & 1) || !(d >> 24 & 1) || !(d >> 25 & 1)) return false;  // amx-bf16, amx-tile, amx-int8
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux Documentation/arch/x86/xstate.rst
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

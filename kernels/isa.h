@@ -22,11 +22,14 @@ template <int k> struct Constant { static constexpr int value = k; };
 #include "limits.h"
 #if defined(LIBREMOE_TILES)
 #include "amx.h"
+#include "amx_bf16.h"
+#else
+constexpr auto split_bf16 = nullptr, dense_bf16 = nullptr;
 #endif
 
 extern const Kernels table;
 const Kernels table = {
-    LIBREMOE_ISA_NAME, quantise, LIBREMOE_PRODUCT, dense, activate, attend, attend_merge, rms_norm, rope, route,
+    LIBREMOE_ISA_NAME, quantise, LIBREMOE_PRODUCT, dense, split_bf16, dense_bf16, activate, attend, attend_merge, rms_norm, rope, route,
     quantise_weights, peak, read,
 };
 

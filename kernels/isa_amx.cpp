@@ -1,4 +1,4 @@
-// AVX-512 with AMX int8 tiles for many tokens. Compiled as isa_avx512.cpp, and -mamx-tile -mamx-int8.
+// AVX-512 with AMX tiles: int8 for many tokens, bfloat16. Compiled as isa_avx512.cpp, and -mamx-tile -mamx-int8 -mamx-bf16.
 #define LIBREMOE_ISA amx
 #define LIBREMOE_ISA_NAME "amx"
 #define LIBREMOE_AVX512

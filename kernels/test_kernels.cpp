@@ -121,18 +121,26 @@ void test_linear(int format, bool columns, int64_t n_out, int64_t n_in, int64_t 
   }
 }
 
-void test_dense(int64_t n_out, int64_t n_in) {
-  const std::vector<float> w = normal(size_t(n_out * n_in)), x = normal(size_t(9 * n_in));
-  std::vector<double> wanted(size_t(9 * n_out));
-  for (int64_t t = 0; t < 9; t++)
+void test_dense(int64_t n_out, int64_t n_in, int64_t n, bool is_bf16) {
+  std::vector<float> w = normal(size_t(n_out * n_in)), x = normal(size_t(n * n_in));
+  std::vector<uint16_t> halves(is_bf16 ? w.size() : 0);
+  for (size_t i = 0; i < halves.size(); i++) {  // cut, so that both are the same numbers
+    uint32_t bits;
+    std::memcpy(&bits, &w[i], 4);
+    halves[i] = uint16_t(bits >> 16), bits &= 0xFFFF0000;
+    std::memcpy(&w[i], &bits, 4);
+  }
+  std::vector<double> wanted(size_t(n * n_out));
+  for (int64_t t = 0; t < n; t++)
     for (int64_t o = 0; o < n_out; o++)
       for (int64_t i = 0; i < n_in; i++) wanted[size_t(t * n_out + o)] += double(w[size_t(o * n_in + i)]) * x[size_t(t * n_in + i)];
-  for (const auto& isa : available_isas()) {
-    use_isa(isa);
-    std::vector<float> y(size_t(9 * n_out));
-    linear_dense(w.data(), false, n_in, n_out, n_in, x.data(), 9, y.data());
-    expect(error_of(y, wanted) < kFloatSums, "plain linear against double", isa.c_str(), error_of(y, wanted));
-  }
+  for (const auto& isa : available_isas())
+    for (int threads : {1, 3}) {
+      use_isa(isa), set_threads(threads);
+      std::vector<float> y(size_t(n * n_out), NAN);
+      linear_dense(is_bf16 ? halves.data() : static_cast<const void*>(w.data()), is_bf16, n_in, n_out, n_in, x.data(), n, y.data());
+      expect(error_of(y, wanted) < kFloatSums, "plain linear against double", isa.c_str(), error_of(y, wanted));
+    }
 }
 
 void test_moe(int64_t dim, int64_t hidden_dim, int64_t n_rows, bool columns) {
@@ -257,7 +265,10 @@ int main() {
     for (int64_t group : {32, 64, 96, 8192}) test_linear(kInt8, true, n_out, n_in, group);
   }
   test_linear(kInt8, true, 600, 70, 128);
-  test_dense(1, 1), test_dense(19, 77);
+  for (bool is_bf16 : {false, true}) {
+    test_dense(1, 1, 1, is_bf16), test_dense(19, 77, 9, is_bf16), test_dense(70, 300, 16, is_bf16);
+    test_dense(40, 64, 35, is_bf16), test_dense(33, 33, 530, is_bf16);
+  }
   test_moe(64, 80, 5, false), test_moe(70, 530, 2, true), test_moe(40, 100, 30, true);
   test_attention(4, 2, 16, 150, 0, 0), test_attention(3, 1, 20, 1100, 0, 5), test_attention(2, 2, 130, 90, 33, 30);
   for (KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {

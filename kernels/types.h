@@ -10,6 +10,7 @@
 //   a run is what lies in the same group of weights and has the same activation scale; of each run dot = sum q * (code - offset)
 //   exactly (formats with a half offset use doubled codes and halve the end result);
 //   h = fma(float(dot), weight scale, h) over the runs of an activation scale, y = fma(h, activation scale, y), in order.
+// Plain weights: float32 sums in sixteen lanes; of bfloat16 with AMX in the order of its tiles (amx_bf16.h), other bits.
 #pragma once
 #include <cstdint>
 
@@ -54,6 +55,25 @@ struct Scratch {
   float* runs;         // columns: sums over the runs of an activation scale
 };
 constexpr int64_t kOutFloats = kTokenChunk * kStrip;
+
+// Rows of activations as sums of up to three bfloat16 numbers, as tiles take them: of each block of up to 16 tokens
+// (blocks of 32 inputs, 3 parts, 16 pairs of inputs, tokens, 2).
+struct SplitRows {
+  uint16_t* data;
+  int64_t n_rows, blocks;
+  int parts;  // the first so many are not all zero
+};
+
+// Up to kBf16Strip outputs of a bfloat16 weight times rows of activations. sums: of each block of 16 tokens (tile rows, 16 outputs,
+// 16 tokens), tile rows in pairs; what lies past the tokens or outputs means nothing.
+struct Bf16Args {
+  const uint16_t* w;   // rows of inputs, w_stride apart
+  int64_t w_stride, n_out, n_in;
+  SplitRows x;
+  uint16_t* panel;     // kBf16PanelTiles tiles of 512
+  float* sums;
+};
+constexpr int64_t kBf16Strip = 128, kBf16PanelTiles = 128;
 
 // What keys and values are kept as. int8: codes, and a float32 scale for each head of each token.
 enum class KvType { kF32, kBf16, kInt8 };
@@ -100,6 +120,9 @@ struct Kernels {
   // y[n * y_stride + o] for rows 0..n_rows of x (n_in floats each) and 4 outputs at w (n_valid of them real), f32 or bf16.
   void (*dense)(const void* w, bool is_bf16, int64_t w_stride, int64_t n_valid, const float* x, int64_t n_rows, int64_t n_in,
                 float* y, int64_t y_stride);
+  // Where there are tiles of bfloat16, else null: a row of x into its places, returning its parts; and their products.
+  int (*split_bf16)(const float* x, int64_t n_in, const SplitRows& to, int64_t row);
+  void (*dense_bf16)(const Bf16Args& a);
   void (*activate)(float* gate, const float* up, int64_t n, bool gelu);  // gate = act(gate) * up
   void (*attend)(const AttendArgs& a);
   // (m, l, acc) = the softmax state merged with another one over the following keys.

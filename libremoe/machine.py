@@ -53,14 +53,14 @@ class Rates:
     prefill: float
 
 
-# One core's, bytes/s and operations/s, from bench/RESULTS.md. AVX2: AMD Zen 3 at 2.45 GHz. AVX-512 with VNNI: AMD Zen
+# One core's, bytes/s and operations/s, from bench/RESULTS.md. AVX2: AMD Zen 3 at 2.45 GHz; AVX-512 with VNNI: AMD Zen
 # 4, but for prefill of int8 and int4, which like AMX is an Intel Xeon's at 3.4 to 3.9 GHz. Not measured: int3 and int2
 # with AVX-512, taken for int4's earlier rate in weights a second; AVX-VNNI and NEON, taken for AVX2.
 _AVX2 = {"f32": Rates(13e9, 0.023e12), "bf16": Rates(9.5e9, 0.018e12), "int8": Rates(9e9, 0.033e12),
          "int4": Rates(8.5e9, 0.12e12), "int3": Rates(7.5e9, 0.14e12), "int2": Rates(7.3e9, 0.15e12)}
 _AVX512 = {"f32": Rates(12e9, 0.06e12), "bf16": Rates(10e9, 0.06e12), "int8": Rates(18e9, 0.19e12),
            "int4": Rates(22e9, 0.46e12), "int3": Rates(17e9, 0.17e12), "int2": Rates(12e9, 0.17e12)}
-_AMX = _AVX512 | {"int8": Rates(18e9, 0.42e12), "int4": Rates(22e9, 0.60e12)}
+_AMX = _AVX512 | {"bf16": Rates(11e9, 0.28e12), "int8": Rates(18e9, 0.42e12), "int4": Rates(22e9, 0.60e12)}
 _PORTABLE = {name: Rates(rates.decode / 8, rates.prefill / 8) for name, rates in _AVX2.items()}
 PER_CORE = {"portable": _PORTABLE, "avx2": _AVX2, "avxvnni": _AVX2, "neon": _AVX2, "avx512": _AVX512, "amx": _AMX}
 

@@ -33,6 +33,7 @@ INT8_ACTIVATIONS = (
 INT8_KEYS_AND_VALUES = 0.02  # of the largest output: rounding to 1/127 of a head's largest component, against none
 FLOAT_SUMS = 5e-6  # float32 sums in another order
 ISAS = kernels.available_isas()
+TILES = {"amx", "amx-emulated"}
 SCALE_INPUTS = 256  # inputs that share an activation scale: kScaleInputs of kernels/types.h
 SHAPES = [(1, 1), (16, 64), (70, 200), (130, 97), (200, 4160 + 40)]  # odd ones, and one that spans two panels
 KINDS = [(f, g, False) for f, fmt in FORMATS.items() for g in fmt.groups] + [
@@ -156,14 +157,40 @@ def test_extreme_activations() -> None:
 def test_plain_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
     w = torch.randn(shape).to(dtype)
     x = torch.randn(150, shape[1])
-    outputs = []
+    outputs: dict[bool, torch.Tensor] = {}  # whether by tiles, which add in an order of their own
     for isa in ISAS:
         kernels.use_isa(isa)
-        outputs.append(cpu.linear(x, w))
-        for n in (1, 3, 4, 7):
-            assert torch.equal(cpu.linear(x[:n], w), outputs[-1][:n])
-    assert all(torch.equal(y, outputs[0]) for y in outputs)
-    assert relative_error(outputs[0], x.double() @ w.double().T) < FLOAT_SUMS
+        y = cpu.linear(x, w)
+        assert torch.equal(y, outputs.setdefault(isa in TILES and dtype == torch.bfloat16, y)), isa
+        for n in (1, 3, 4, 7, 16, 17, 33, 48):
+            assert torch.equal(cpu.linear(x[:n], w), y[:n])
+        assert relative_error(y, x.double() @ w.double().T) < FLOAT_SUMS
+    assert len(outputs) == 1 + (dtype == torch.bfloat16 and not TILES.isdisjoint(ISAS))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("n", "n_out", "n_in"), [(60, 520, 560), (530, 40, 67)])
+def test_bfloat16_weights_give_a_row_its_bits_whatever_the_other_rows_are(
+    n: int, n_out: int, n_in: int, isa: str
+) -> None:
+    """Rows that need one part of bfloat16, two or three; not finite ones; whole strips of outputs and several chunks of
+    inputs; and more rows than are multiplied at a time."""
+    kernels.use_isa(isa)
+    kernels.set_threads(1)
+    w = torch.randn(n_out, n_in + 3).bfloat16()[:, 3:]  # rows further apart than they are long
+    x = torch.randn(n, n_in)
+    x[:20] = x[:20].bfloat16()
+    x[20:40] = x[20:40].bfloat16() * (1 + 2.0**-12)
+    x[3, 5], x[30, 7], x[50, n_in - 1] = math.inf, math.nan, -math.inf
+    x[4], x[5] = x[4] * 1e30, x[5] * 1e-30
+    y = cpu.linear(x, w)
+    finite = x.isfinite().all(-1)
+    assert bool(y[finite].isfinite().all()) and not y[~finite].isfinite().any()
+    for threads, rows in ((2, (0, 20)), (1, (20, 40)), (3, (40, n)), (2, (4, 5)), (1, (n - 3, n))):
+        kernels.set_threads(threads)
+        assert torch.equal(cpu.linear(x[slice(*rows)], w).nan_to_num(7), y[slice(*rows)].nan_to_num(7))
+    for row in (0, 4, 5, 21, n - 1):
+        assert relative_error(y[row], x[row].double() @ w.double().T) < FLOAT_SUMS
 
 
 @pytest.mark.parametrize(("format", "group"), [(f, g) for f, fmt in FORMATS.items() for g in fmt.groups])
@@ -345,7 +372,9 @@ def test_rounding_to_int8_has_the_bits_of_its_twin() -> None:
     x[5, 0] = torch.arange(48) * 2.5  # peak 117.5
     x[5, 1] = torch.arange(-24, 24) + 0.5
     x[5, 1, 0], x[6], x[7] = 127.0, x[6] * 1e38, x[7] * 1e-34
-    x[9:] = torch.round(x[9:] * 40) * 0.025 + 1e-3 * torch.rand(2991, 1, 1)
+    peak = 1 + torch.rand(2991, 2, 1)
+    x[9:] = (torch.arange(48) + 0.5) * peak / 127  # as good as ties: the last bit of 127 / peak decides
+    x[9:, :, :1] = peak
     blocks = -(-len(x) // BLOCK_SIZE)
     cache = cache_of(torch.zeros(blocks, BLOCK_SIZE, 2, 48), torch.zeros(blocks, BLOCK_SIZE, 2, 48), torch.int8)
     starts = list(range(len(x) + 1))  # sequences of one token share the table, so that little is attended to
