@@ -28,6 +28,7 @@ from libremoe.chat.session import Request
 from libremoe.chat.store import open_store
 from libremoe.chat.terminal import Terminal
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools
+from libremoe.live.values import Conflict, Fact, Findings, Opinion
 
 
 def talked(lines: list[str], says: Says, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -89,6 +90,22 @@ def test_a_live_answer_shows_where_it_was_read(monkeypatch: pytest.MonkeyPatch,
     out, _, _ = talked(["How big is Bern?"], says, monkeypatch, capsys, live=live)
     assert "[1] Bern - https://example.org/1" in out and "not borne out" in out and "[4]" not in out
     assert live.asked == ["How big is Bern?"]
+
+
+class Disagreeing(FakeLive):
+    async def gather(self, question: str, language: str = "en", deadline_s: float = 10.0, tag: str = "") -> Findings:
+        return Findings(list(self.excerpts), [], True, [Fact("It is 900 m long.", (1, 2))],
+                        [Opinion("It is too dear.", ("Ana", "Bob"), None, 2, (3,))],
+                        [Conflict(((1, "40", "It cost 40 million."), (2, "60", "It cost 60 million.")))])
+
+
+def test_facts_opinions_and_conflicts_stand_apart(monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    live = Disagreeing([excerpt(i, "The bridge is 900 m long.") for i in (1, 2, 3)])
+    out, _, _ = talked(["And the bridge?"], words("It is 900 m long [1]."), monkeypatch, capsys, live=live)
+    assert "agreed by independent sources [1, 2]: It is 900 m long.\n" in out
+    assert "an opinion [3], of Ana, Bob: It is too dear.\n" in out
+    assert "contradict each other: [1] 40: It cost 40 million.; [2] 60: It cost 60 million.\n" in out
 
 
 def shown_on_a_terminal(pieces: Sequence[str], height: int = 24) -> str:

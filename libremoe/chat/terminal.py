@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -237,7 +238,7 @@ class Terminal:
     def say(self, text: str, style: str = "dim") -> None:
         """A line of ours, not the model's."""
         self._end_line()
-        self.console.print(harmless(text), style=style, markup=False)
+        self.console.print(harmless(text), style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
     def _show(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -272,6 +273,13 @@ class Terminal:
             if one["verdict"] in ("unsupported", "dangling"):
                 why = worded(one.get("reason", ""), one.get("about", ""), self.language)
                 self.say(f"not borne out: {text[one['start'] : one['end']]!r}: {why}", "yellow")
+        for one in details.get("facts", []):
+            self.say(f"agreed by independent sources {_marks(one['numbers'])}: {one['text']}", "green")
+        for one in details.get("opinions", []):
+            self.say(f"an opinion {_marks(one['numbers'])}, of {', '.join(one['who']) or 'somebody'}: {one['text']}")
+        for one in details.get("conflicts", []):
+            sides = "; ".join(f"[{number}] {value}: {sentence}" for number, value, sentence in one["sides"])
+            self.say(f"sources contradict each other: {sides}", "yellow")
         for one in details.get("notes", []):
             self.say(one, "yellow")
         stats = details.get("stats")
@@ -286,3 +294,7 @@ class Terminal:
         """An earlier turn, as it was."""
         words = "".join(part.text for part in turn.parts if isinstance(part, Text))
         self.say(f"> {words}" if turn.role == "user" else words, "bold" if turn.role == "user" else "default")
+
+
+def _marks(numbers: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, numbers))}]"

@@ -37,7 +37,7 @@ NOTES = {  # said with a search's findings. What an error says of itself is Engl
         "no_sources": "no source is configured: libremoe live add URL", "nothing": "nothing was found about “{query}”",
         "stale": "nothing fresh found", "stale_since": "nothing fresh found, the newest is of {date}",
         "late": "{name} did not answer in {seconds} s", "failed": "{name}: {error}", "slow": "the search took too long",
-        "stripped": "{name}: {n} letters that nobody would have seen were taken out",
+        "stripped": "{name}: letters that nobody would have seen were taken out ({n})",
     },
     "fr": {
         "no_words": "la question n’a aucun mot par lequel chercher",
@@ -48,7 +48,7 @@ NOTES = {  # said with a search's findings. What an error says of itself is Engl
         "stale_since": "rien de récent n’a été trouvé, le plus récent date du {date}",
         "late": "{name} n’a pas répondu en {seconds} s", "failed": "{name} : {error}",
         "slow": "la recherche a pris trop de temps",
-        "stripped": "{name} : {n} lettres que personne n’aurait vues ont été retirées",
+        "stripped": "{name} : des lettres que personne n’aurait vues ont été retirées ({n})",
     },
 }
 
