@@ -16,14 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import nh3
-from latex2mathml import exceptions
-from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
-from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
@@ -31,19 +27,15 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 from pygments.util import ClassNotFound
 
+from libremoe.chat import formulas
+from libremoe.live.citations import cited_numbers
+
 MAX_CHARACTERS = 200_000  # longer texts are shown as they were written
 MAX_CODE = 30_000  # characters of one block that are coloured
 MAX_CODE_LINE = 1_000  # and of one of its lines: the time of a lexer grows with them
-MAX_MATH = 2_000  # characters of one formula
 WIDE_MATH = 60  # a longer formula has a line of its own, which scrolls
-MAX_MATH_LINES = 100
-MAX_MATH_DEPTH = 60  # braces and environments inside each other
 MAX_NESTING = 24  # quotes and lists inside each other
 DEADLINE_S = 1.0
-# latex2mathml raises its own exceptions and, at formulas it did not foresee, those of Python's containers.
-NO_FORMULA: tuple[type[Exception], ...] = (
-    *(one for one in vars(exceptions).values() if isinstance(one, type)),
-    ValueError, LookupError, TypeError, AttributeError, RuntimeError, StopIteration, ArithmeticError, ParseError)
 # A sentence's verdict (live/citations.py), carried through the parser by a character that no text may hold.
 VERDICTS = ("supported", "unsupported", "dangling", "uncited")
 _MARK = 0xF0000  # the first of them, in a plane for private use; the verdict is added
@@ -51,7 +43,6 @@ _MARKS = re.compile(f"[{chr(_MARK)}-{chr(_MARK + len(VERDICTS) - 1)}]")
 _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e0fff]")
 # As live/citations.py reads them: [1], [2, 3], [4-6], [^7], and the brackets that some models were taught.
 _CITED = re.compile(r"\[\^?(\d{1,4}(?:\s?[,;–-]\s?\d{1,4}){0,15})\]|【(\d{1,4})[^】\n]{0,40}】")
-MAX_RANGE = 50  # [1-3] is three numbers; a longer range only its ends
 _ADDRESS = re.compile(r"""https?://[^\s<>"'`\\{}|^]{1,2000}""")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]{1,30}")
 _STRUCTURE = re.compile(r"[ \t>]*(?:[-+*=_|:~` \t]+|[`~]{3}.*)$")  # a line of marks: nothing may be added to it
@@ -155,10 +146,10 @@ def _parser(citing: bool) -> MarkdownIt:
     md = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING, "breaks": True})
     md.enable(["table", "strikethrough"])
     md.validateLink = lambda url: url.split(":", 1)[0].lower() in SCHEMES  # type: ignore[method-assign]
-    md.block.ruler.before("table", "clock", _clock)
+    md.block.ruler.before("table", "clock", _clock, {"alt": ["paragraph", "blockquote", "list"]})
     md.inline.ruler.before("text", "clock", _clock)
-    md.block.ruler.before("table", "formula", _block_formula, {"alt": ["paragraph", "blockquote", "list"]})
-    md.inline.ruler.before("escape", "formula", _inline_formula)
+    md.block.ruler.before("table", "formula", formulas.block, {"alt": ["paragraph", "blockquote", "list"]})
+    md.inline.ruler.before("escape", "formula", formulas.inline)
     md.core.ruler.push("verdicts", _verdicts)
     md.core.ruler.push("addresses", _addresses)
     if citing:
@@ -183,90 +174,15 @@ def _clock(state: Any, *_: Any) -> bool:
     return False
 
 
-# Formulas: $..$ and \(..\) in a line, $$..$$ and \[..\] on their own.
-
-FORMULAS = {"$$": ("$$", "block"), "$": ("$", "inline"), "\\(": ("\\)", "inline"), "\\[": ("\\]", "block")}
-
-
-def _inline_formula(state: StateInline, silent: bool) -> bool:
-    src, at = state.src, state.pos
-    opens = next((one for one in FORMULAS if src.startswith(one, at)), None)
-    if opens is None:
-        return False
-    closes, display = FORMULAS[opens]
-    begins = at + len(opens)
-    end = _closing(src, closes, begins, min(state.posMax, begins + MAX_MATH))
-    content = src[begins:end] if end >= 0 else ""
-    if not content.strip():
-        return False
-    if opens == "$" and (content[0].isspace() or content[-1].isspace() or src[end + 1 : end + 2].isdigit()):
-        return False  # "$5 and $6" are prices: Pandoc's rule, https://pandoc.org/MANUAL.html#math
-    if not silent:
-        token = state.push("formula", "math", 0)
-        token.content, token.info = content, display
-    state.pos = end + len(closes)
-    return True
-
-
-def _closing(src: str, closes: str, begins: int, limit: int) -> int:
-    """Where the formula ends: closes, with no backslash before it that takes it away. -1 where there is none."""
-    at = src.find(closes, begins, limit + len(closes))
-    while at > 0 and closes[0] == "$":
-        backslashes = len(src[:at]) - len(src[max(0, at - 20) : at].rstrip("\\")) - max(0, at - 20)
-        if backslashes % 2 == 0:
-            break
-        at = src.find(closes, at + 1, limit + len(closes))
-    return at
-
-
-def _block_formula(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """$$ or \\[ at the begin of a line up to the line that ends with its other half."""
-    if state.is_code_block(start):
-        return False
-    first = state.src[state.bMarks[start] + state.tShift[start] : state.eMarks[start]]
-    closes = {"$$": "$$", "\\[": "\\]"}.get(first[:2])
-    if closes is None:
-        return False
-    _clock(state)
-    lines = [first[2:]]
-    while not lines[-1].rstrip().endswith(closes):
-        line = start + len(lines)
-        if line >= end or state.sCount[line] < state.blkIndent or len(lines) > MAX_MATH_LINES:
-            return False
-        lines.append(state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]])
-    content = "\n".join(lines).rstrip()[:-2].strip()
-    if not content or closes in content:
-        return False
-    if not silent:
-        token = state.push("formula", "math", 0)
-        token.content, token.info, token.block, token.map = content, "block", True, [start, start + len(lines)]
-    state.line = start + len(lines)
-    return True
-
-
 def _formula(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
     token = tokens[at]
     latex = _MARKS.sub("", token.content)
-    made = _mathml(latex, token.info) if time.monotonic() <= env["deadline"] else None
+    made = formulas.mathml(latex, token.info) if time.monotonic() <= env["deadline"] else None
     shown = made if made is not None else f'<code class="formula">{html.escape(latex)}</code>'
     if token.block:
         return f'<div class="formula" tabindex="0">{shown}</div>'
     wide = token.info == "block" or len(latex) > WIDE_MATH  # in a line: no div may stand there
     return f'<span class="formula" tabindex="0">{shown}</span>' if wide else shown
-
-
-def _mathml(latex: str, display: str) -> str | None:
-    """None where it is no formula that latex2mathml can read."""
-    depth = deepest = 0
-    for part in re.findall(r"\\begin|\\end|\\left|\\right|\\.|[{}^_]", latex, re.DOTALL):
-        depth += (part in ("{", "\\begin", "\\left", "^", "_")) - (part in ("}", "\\end", "\\right"))
-        deepest = max(deepest, depth)
-    if len(latex) > MAX_MATH or deepest > MAX_MATH_DEPTH:
-        return None
-    try:
-        return convert(latex, display=display)
-    except NO_FORMULA:
-        return None
 
 
 # Citations and verdicts
@@ -284,23 +200,13 @@ def _citation(state: StateInline, silent: bool) -> bool:
 
 def _cite(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
     links = []
-    for number in _numbers(tokens[at].content):
+    for number in cited_numbers(f"[{tokens[at].content}]"):
         if number in env["titles"]:
             title = html.escape(env["titles"][number][:300])
             links.append(f'<a class="cite" href="#{html.escape(env["anchor"])}-{number}" title="{title}">{number}</a>')
         else:
             links.append(f'<span class="cite dangling">{number}</span>')
     return "".join(links)
-
-
-def _numbers(content: str) -> list[int]:
-    found: dict[int, None] = {}
-    for part in re.split(r"[,;]", content):
-        ends = [int(digits) for digits in re.findall(r"\d+", part)]
-        if len(ends) == 2 and 0 < ends[1] - ends[0] <= MAX_RANGE:
-            ends = list(range(ends[0], ends[1] + 1))
-        found.update(dict.fromkeys(ends))
-    return list(found)
 
 
 def _verdicts(state: StateCore) -> None:
