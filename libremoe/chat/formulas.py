@@ -1,5 +1,5 @@
-"""Formulas in Markdown: $..$ and \\(..\\) in a line, $$..$$ and \\[..\\] on their own. Rules for markdown-it find them, and
-latex2mathml makes MathML of them, which browsers lay out by themselves."""
+"""Formulas in Markdown: $..$ and \\(..\\) in a line, $$..$$ and \\[..\\] on their own: rules that find them,
+and MathML, which browsers lay out by themselves."""
 
 from __future__ import annotations
 
