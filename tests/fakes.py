@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from libremoe.chat.events import Ended, Experts, Request, TextDelta
 from libremoe.chat.message import Text, ToolCall
-from libremoe.chat.session import Ended, Experts, Request, TextDelta
 from libremoe.live.values import Excerpt, Findings
 
 Says = Callable[[Request], Sequence[str | ToolCall]]

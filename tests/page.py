@@ -21,8 +21,8 @@ import pytest
 from fakes import FakeLive, FakeModel, Says
 from serving import Running, chatting, served, stub
 
+from libremoe.chat.events import Ended, Experts, Request, TextDelta
 from libremoe.chat.message import ToolCall
-from libremoe.chat.session import Ended, Experts, Request, TextDelta
 from libremoe.server import chat_api
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

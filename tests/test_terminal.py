@@ -20,11 +20,11 @@ from prompt_toolkit.input import create_pipe_input
 from rich.console import Console
 
 from libremoe.chat import keys
+from libremoe.chat.events import Request
 from libremoe.chat.folder import Belongings
 from libremoe.chat.message import Tool, ToolCall
 from libremoe.chat.persona import load_personas
 from libremoe.chat.screen import Screen, harmless
-from libremoe.chat.session import Request
 from libremoe.chat.store import open_store
 from libremoe.chat.terminal import Terminal
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools

@@ -14,8 +14,8 @@ from page import DESK, PHONE, PageLive, ask, browser, ended, needs_chromium, ope
 from payloads import PAYLOADS, many
 from serving import CLIENT, CONTEXT, MODEL, tiny_engine
 
+from libremoe.chat.events import Request
 from libremoe.chat.message import Tool, ToolCall
-from libremoe.chat.session import Request
 from libremoe.chat.tool_box import Entry, ToolBox
 from libremoe.errors import LibremoeError
 from libremoe.live import Live

@@ -13,9 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from libremoe.chat.events import Ended, Request, TextDelta
 from libremoe.chat.message import Message, said
 from libremoe.chat.persona import Persona, system_prompt
-from libremoe.chat.session import ChatModel, Ended, Request, TextDelta, takes_system
+from libremoe.chat.session import ChatModel, takes_system
 from libremoe.errors import LibremoeError
 
 Task = Literal["complete", "explain", "tests", "patch"]

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from libremoe.chat.code import Asked, Done, Task, help_with
+from libremoe.chat.events import TextDelta
 from libremoe.chat.local_model import LocalModel, load_local
 from libremoe.chat.persona import load_personas
-from libremoe.chat.session import TextDelta
 from libremoe.errors import LibremoeError
 from libremoe.run import default_model, sampling_params
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from libremoe.chat.conversation import State, Turn
+from libremoe.chat.events import Event, Experts, Written
 from libremoe.chat.message import Part
-from libremoe.chat.session import Event, Experts, Written
 
 SAVE_EVERY_S = 1.0
 

@@ -9,8 +9,8 @@ import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from libremoe.chat.events import Ended, Experts, Request, TextDelta
 from libremoe.chat.message import Text, ToolCall
-from libremoe.chat.session import Ended, Experts, Request, TextDelta
 from libremoe.chat.template import ModelTemplate, Prompt, Trim, find_template, transcript_prompt
 from libremoe.chat.tools import CallParser
 from libremoe.errors import LibremoeError

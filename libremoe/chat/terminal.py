@@ -23,12 +23,12 @@ from rich.console import Console
 from libremoe.chat import session
 from libremoe.chat.conversation import Conversation, State, Turn, title_from
 from libremoe.chat.draft import Draft
+from libremoe.chat.events import CallAsked, CallDone, Event, Searching, Sources, TextDelta
 from libremoe.chat.folder import Belongings, open_belongings
 from libremoe.chat.keys import Listener, listening
 from libremoe.chat.local_model import LocalModel, load_local
 from libremoe.chat.message import Text
 from libremoe.chat.screen import Screen, harmless
-from libremoe.chat.session import CallAsked, CallDone, Event, Searching, Sources, TextDelta
 from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
 from libremoe.live.reasons import worded

@@ -16,17 +16,8 @@ from typing import Any
 
 from libremoe.chat.conversation import State, Turn, turn_as_dict
 from libremoe.chat.draft import Draft, Store
+from libremoe.chat.events import CallAsked, CallDone, Event, Experts, Finished, Searching, Sources, TextDelta
 from libremoe.chat.message import ToolCall
-from libremoe.chat.session import (
-    CallAsked,
-    CallDone,
-    Event,
-    Experts,
-    Finished,
-    Searching,
-    Sources,
-    TextDelta,
-)
 from libremoe.errors import LibremoeError
 from libremoe.server.errors import ApiError
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from libremoe.chat.events import Ended, Experts, Request, TextDelta
 from libremoe.chat.message import Text, ToolCall, ToolChoice
-from libremoe.chat.session import Ended, Experts, Request, TextDelta
 from libremoe.errors import LibremoeError
 from libremoe.server.errors import ApiError
 from libremoe.server.generate import start

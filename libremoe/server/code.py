@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from libremoe.chat.code import Asked, Done, help_with
+from libremoe.chat.events import TextDelta
 from libremoe.chat.persona import load_personas
-from libremoe.chat.session import TextDelta
 from libremoe.errors import LibremoeError
 from libremoe.server.body import read_body
 from libremoe.server.chat_model import ServiceModel
