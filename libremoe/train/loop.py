@@ -47,6 +47,7 @@ class History:
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    commit: str | None = None  # of the source tree when the run began
     losses: list[float] = field(default_factory=list)
     loads: list[tuple[int, list[list[float]]]] = field(default_factory=list)
     evaluations: list[tuple[int, str, float, float]] = field(default_factory=list)

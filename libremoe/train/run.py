@@ -17,7 +17,7 @@ from libremoe.progress import size_text
 from libremoe.train.export import TrainedReader, prepare, rounding_costs
 from libremoe.train.loop import CHECKPOINT, LEAST_LOAD, MOST_LOAD, Run, set_threads, train
 from libremoe.train.recipe import Recipe, dense, find_recipe, read_recipe
-from libremoe.train.record import energy_counter, joules_since, record_of
+from libremoe.train.record import commit, energy_counter, joules_since, record_of
 from libremoe.train.report import chart, draw, duration, loads_table
 
 MODEL = "model"
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     threads, device = set_threads(args.threads), _device(args.device)
     before = energy_counter()
     work = Run(recipe, args.data, args.out, device, args.resume)
+    if not work.history.step:  # a tree can change while a run of hours is going on
+        work.history.commit = commit()
     if not args.json:
         m = recipe.model
         print(f"{recipe.title}: {m.n_params() / 1e6:.1f} M parameters, {m.n_active_params() / 1e6:.1f} M active; "
