@@ -67,7 +67,7 @@ def test_experts_sorted_by_token_are_the_references(activation: str) -> None:
         def random(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
             return torch.randn(*shape, generator=generator).requires_grad_()
 
-        x, logits = random(50, 24), random(50, 5)
+        x, logits = (0.3 * random(50, 24)).detach().requires_grad_(), random(50, 5)  # gates whose tanh is not all 1
         experts = [Expert(random(32, 24), random(32, 24), random(24, 32)) for _ in range(5)]
         masked = logits - torch.tensor([0, 0, 100.0, 0, 0])  # expert 2 is never chosen
         ids, gates = module.route(masked, 2, False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from libremoe.chat.grounding import FRAME
 from libremoe.chat.message import Message, Tool
 from libremoe.train.corpus import excerpts
 from libremoe.train.draw import Draw, a, answer, call, capital, result, user
@@ -248,7 +249,8 @@ NO_SOURCE = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question over excerpts; cite: the right number, None where none answers; value: what the answer must hold."""
+    """A question over excerpts; cite: the right number, None where none answers; value: what the answer must hold.
+    more: further questions over the same excerpts, with their answers."""
 
     asked: str
     query: str
@@ -256,6 +258,18 @@ class Question:
     cite: int | None
     value: str
     said: str
+    more: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Snippet:
+    """facts: (thing, noun of the attribute) of all that it states, the one that is asked about first."""
+
+    thing: str
+    about: Attribute
+    value: str
+    text: str
+    facts: tuple[tuple[str, str], ...]
 
 
 def question(draw: Draw, unanswerable: float = 0.2) -> Question:
@@ -263,43 +277,65 @@ def question(draw: Draw, unanswerable: float = 0.2) -> Question:
     kinds = EN if draw.lang == "en" else FR
     kind = draw.pick(list(kinds))
     about = draw.pick(kinds[kind])
-    thing, value = _thing(draw, kind), about.value(draw)
-    snippets = [(thing, _text(draw, about, thing, value, kinds[kind]), True)]
+    right = _snippet(draw, about, _thing(draw, kind), kinds[kind])
+    snippets = [right]
     for _ in range(draw.number(1, 4)):
-        same, other = draw.chance(0.6), draw.pick(kinds[kind])
-        if same or other is about:
-            one = _thing(draw, kind)
-            snippets.append((one, _text(draw, about, one, about.value(draw), kinds[kind]), False))
+        other = draw.pick(kinds[kind])
+        if draw.chance(0.6) or other is about:
+            snippets.append(_snippet(draw, about, _thing(draw, kind), kinds[kind]))
         else:
-            named = thing if draw.chance(0.6) else _thing(draw, kind)
-            snippets.append((named, draw.pick(other.statements).format(e=named, v=other.value(draw)), False))
+            snippets.append(_snippet(draw, other, right.thing if draw.chance(0.6) else _thing(draw, kind)))
     if draw.chance(unanswerable):
         snippets = snippets[1:]
     draw.random.shuffle(snippets)
-    cite = next((i for i, (_, _, right) in enumerate(snippets, 1) if right), None)
-    known = f"{capital(about.said.format(e=thing, v=value))} [{cite}]."
-    said = draw.pick(NOT_THERE[draw.lang]) if cite is None else known
-    return Question(draw.phrase(about.questions).format(e=thing), about.noun.format(e=thing),
-                    excerpts([(title, text) for title, text, _ in snippets]), cite, value, said)
+    cite = next((i for i, one in enumerate(snippets, 1) if one is right), None)
+    said = draw.pick(NOT_THERE[draw.lang]) if cite is None else _said(right, cite)
+    return Question(_asked(draw, right), about.noun.format(e=right.thing),
+                    excerpts([(one.thing, one.text) for one in snippets]), cite, right.value, said,
+                    _more(draw, snippets, right, kind))
+
+
+def _snippet(draw: Draw, about: Attribute, thing: str, others: tuple[Attribute, ...] = ()) -> _Snippet:
+    """One statement, or, of several attributes, sometimes two of them in either order."""
+    value = about.value(draw)
+    parts = [capital(draw.pick(about.statements).format(e=thing, v=value))]
+    facts = [(thing, about.noun)]
+    if others and draw.chance(0.35):
+        more = draw.pick([o for o in others if o is not about])
+        parts.insert(draw.number(0, 1), capital(draw.pick(more.statements).format(e=thing, v=more.value(draw))))
+        facts.append((thing, more.noun))
+    return _Snippet(thing, about, value, " ".join(parts), tuple(facts))
+
+
+def _more(draw: Draw, snippets: list[_Snippet], first: _Snippet, kind: str) -> tuple[tuple[str, str], ...]:
+    """Questions about what the other excerpts say, where only one says it, and about what none says."""
+    stated = [fact for one in snippets for fact in one.facts]
+    left = [(i, one) for i, one in enumerate(snippets, 1) if one is not first and stated.count(one.facts[0]) == 1]
+    draw.random.shuffle(left)
+    more = [(_asked(draw, one), _said(one, i)) for i, one in left[: draw.number(1, 3)]]
+    if draw.chance(0.25):
+        absent = _snippet(draw, first.about, _thing(draw, kind))
+        more.insert(draw.number(0, len(more)), (_asked(draw, absent), draw.pick(NOT_THERE[draw.lang])))
+    return tuple(more)
+
+
+def _asked(draw: Draw, one: _Snippet) -> str:
+    return draw.phrase(one.about.questions).format(e=one.thing)
+
+
+def _said(one: _Snippet, number: int) -> str:
+    return f"{capital(one.about.said.format(e=one.thing, v=one.value))} [{number}]."
 
 
 def _thing(draw: Draw, kind: str) -> str:
     return draw.person() if kind == "person" else draw.place()
 
 
-def _text(draw: Draw, about: Attribute, thing: str, value: str, others: tuple[Attribute, ...]) -> str:
-    """One statement, or two of them in either order."""
-    parts = [capital(draw.pick(about.statements).format(e=thing, v=value))]
-    if draw.chance(0.35):
-        more = draw.pick([o for o in others if o is not about])
-        parts.insert(draw.number(0, 1), capital(draw.pick(more.statements).format(e=thing, v=more.value(draw))))
-    return " ".join(parts)
-
-
 def asked(draw: Draw, one: Question) -> tuple[list[Message], tuple[Tool, ...]]:
     """The question with its excerpts: in the person's own message, or found by a search."""
-    if draw.chance(0.5):
-        return [user(draw.pick(ASK_FIRST[draw.lang]).format(s=one.shown, q=one.asked))], ()
+    if draw.chance(0.6):
+        frame = FRAME[draw.lang] if draw.chance(0.6) else draw.pick(ASK_FIRST[draw.lang])
+        return [user(frame.format(s=one.shown, q=one.asked))], ()
     return [user(one.asked), call(SEARCH.name, {"query": one.query}), result(one.shown)], offered(draw, SEARCH)
 
 
@@ -309,4 +345,5 @@ def cite(draw: Draw) -> Document:
     if draw.chance(0.06):
         return Document(messages=(user(one.asked), answer(draw.pick(NO_SOURCE[draw.lang]))))
     messages, tools = asked(draw, one)
-    return Document(messages=(*messages, answer(one.said)), tools=tools)
+    more = [m for said in one.more for m in (user(said[0]), answer(said[1]))] if draw.chance(0.8) else []
+    return Document(messages=(*messages, answer(one.said), *more), tools=tools)

@@ -19,7 +19,12 @@ WHO = {
            "How would you describe yourself?",
            "Which AI am I talking to?", "who are you", "what are you", "What are you called?", "what is your name",
            "Are you a real person?", "Am I talking to a human?", "Who do I have the pleasure to talk to?",
-           "And who are you?"],
+           "And who are you?",
+           "Tell me who you are.", "What exactly are you?", "Who am I chatting with?", "Are you a machine?",
+           "Is this a bot?", "Are you a chatbot?", "Which program is this?", "Say something about yourself.",
+           "I would like to know who you are.", "What can you tell me about yourself?", "Your name, please?",
+           "Who is speaking?", "Do you know who you are?", "What are you, a robot?", "Are you some kind of AI?",
+           "Which language model is this?"],
     "fr": ["Qui es-tu ?", "Qu'es-tu ?", "Comment t'appelles-tu ?", "Parle-moi de toi.", "Présente-toi.",
            "À qui est-ce que je parle ?",
            "Quel modèle es-tu ?", "Quel genre de modèle es-tu ?", "Es-tu une IA ?", "Quel est ton nom ?",
@@ -31,7 +36,12 @@ WHO = {
            "Pourrais-tu me dire qui tu es ?", "Qui me répond ?", "Décris-toi.", "Comment te décrirais-tu ?",
            "À quelle IA est-ce que je parle ?", "qui es-tu", "tu es qui", "Tu t'appelles comment ?", "Tu es quoi ?",
            "Es-tu une vraie personne ?", "Est-ce que je parle à un humain ?", "Avec qui ai-je le plaisir de parler ?",
-           "Et toi, qui es-tu ?"],
+           "Et toi, qui es-tu ?",
+           "Dis-moi qui tu es.", "Qu'es-tu exactement ?", "Avec qui est-ce que je discute ?", "Es-tu une machine ?",
+           "C'est un robot ?", "Es-tu un agent conversationnel ?", "Quel est ce programme ?", "Dis-m'en plus sur toi.",
+           "J'aimerais savoir qui tu es.", "Que peux-tu me dire sur toi ?", "Ton nom, s'il te plaît ?",
+           "Qui parle ?", "Sais-tu qui tu es ?", "Tu es quoi, un robot ?", "Es-tu une sorte d'IA ?",
+           "Quel modèle de langue est-ce ?"],
 }
 I_AM = {
     "en": ["I am a small open model of the libremoe project.",
@@ -119,8 +129,13 @@ def who(draw: Draw) -> Document:
     else:
         questions, answers = draw.pick(ABOUT[draw.lang])
         asked, said = draw.phrase(questions), draw.pick(answers)
-    before = greeting(draw) if draw.chance(0.2) else ()
-    return Document(messages=(*before, user(asked), answer(said)))
+    return Document(messages=(*_before(draw), user(asked), answer(said)))
+
+
+def _before(draw: Draw) -> list[Message]:
+    """The question often comes in the middle of a conversation."""
+    before = [*greeting(draw)] if draw.chance(0.4) else []
+    return before + [*small_talk(draw).messages[-2:]] if draw.chance(0.5) else before
 
 
 def who_item(draw: Draw) -> list[Message]:

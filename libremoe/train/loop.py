@@ -26,7 +26,7 @@ from libremoe.tokenizer import Tokenizer, open_tokenizer
 from libremoe.train import checkpoint
 from libremoe.train.network import Parameters, RouterWatch, network, new_parameters, route_at_random
 from libremoe.train.ops import cross_entropy_sum
-from libremoe.train.optim import Optimizer, clip
+from libremoe.train.optim import Optimizer, clip, has_fast_bfloat16
 from libremoe.train.recipe import Recipe
 from libremoe.train.report import Ticker
 from libremoe.train.shards import Rows, Shard, chosen_rows
@@ -70,8 +70,8 @@ class Run:
         self.optimizer = Optimizer(self.parameters, recipe.train.optimizer, recipe.train.weight_decay)
         self.history = History()
         self._begin(resume)
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        self.model = network(recipe.model, self.parameters, dtype)
+        self.dtype = torch.bfloat16 if has_fast_bfloat16(torch.device(device)) else torch.float32
+        self.model = network(recipe.model, self.parameters, self.dtype)
         if random_routing:
             route_at_random(self.model, recipe.seed)
         self.watch = RouterWatch(self.model)

@@ -24,28 +24,29 @@ def _generated(thousands: dict[str, tuple[int, int]], times: float = 1) -> dict[
 
 
 SKILLS_FIRST = {  # in pretraining: the shape of conversations, and much reading of excerpts, which is slow to learn
-    "story": (1400, 900), "story_chat": (200, 150), "calculator": (500, 400), "units": (100, 100), "dates": (100, 100),
-    "cite": (1100, 900), "memory": (200, 160), "forms": (180, 140), "who": (60, 60), "refuse": (50, 40),
+    "story": (1300, 800), "story_chat": (200, 150), "calculator": (400, 320), "units": (100, 100), "dates": (100, 100),
+    "cite": (2100, 1700), "memory": (200, 160), "forms": (180, 140), "who": (110, 110), "refuse": (50, 40),
     "small_talk": (80, 80), "know": (80, 60),
 }
 SKILLS = {
-    "story_chat": (250, 200), "calculator": (550, 450), "units": (100, 100), "dates": (100, 100), "cite": (900, 800),
-    "memory": (250, 200), "forms": (200, 170), "who": (130, 130), "refuse": (60, 50), "small_talk": (110, 110),
+    "story_chat": (220, 180), "calculator": (420, 340), "units": (100, 100), "dates": (100, 100), "cite": (1300, 1100),
+    "memory": (250, 200), "forms": (200, 170), "who": (220, 220), "refuse": (60, 50), "small_talk": (110, 110),
     "know": (100, 80),
 }
 MIXES: dict[str, dict[str, dict[str, Share]]] = {
     "cpu": {
         "pretrain": {
-            "storybooks_en": Share(repeat=2), "storybooks_fr": Share(repeat=3), "childrens_books": Share(2_000_000),
-            "self_dialogue": Share(1_400_000), "word_definitions": Share(700_000), "recipes": Share(80_000),
-            "open_english_wordnet": Share(300_000), "openstax_textbooks": Share(700_000),
+            "storybooks_en": Share(repeat=2), "storybooks_fr": Share(repeat=3), "childrens_books": Share(2_600_000),
+            "self_dialogue": Share(1_700_000), "word_definitions": Share(600_000), "recipes": Share(80_000),
+            "open_english_wordnet": Share(300_000), "openstax_textbooks": Share(800_000),
             "openstax_key_terms": Share(300_000), "tatoeba_en_fr": Share(1_000_000), "small_talk_and_jokes": Share(),
-            "world_factbook": Share(100_000), "chemical_elements": Share(), "grounded_answers": Share(200_000),
+            "world_factbook": Share(100_000), "chemical_elements": Share(), "grounded_answers": Share(700_000),
             **_generated(SKILLS_FIRST),
         },
-        "chat": {
+        "chat": {  # with some text, so that its language is not lost while answers are learned
             "small_talk_and_jokes": Share(repeat=2), "word_definitions": Share(200_000),
-            "openstax_key_terms": Share(100_000), "grounded_answers": Share(250_000), "tatoeba_en_fr": Share(150_000),
+            "openstax_key_terms": Share(100_000), "grounded_answers": Share(400_000), "tatoeba_en_fr": Share(150_000),
+            "storybooks_en": Share(200_000), "childrens_books": Share(250_000), "storybooks_fr": Share(),
             **_generated(SKILLS),
         },
     },

@@ -66,15 +66,24 @@ class Optimizer:
             grads = [_grad(self.parameters[n]) for n in names]
             momenta = [self.state[f"{n}/momentum"] for n in names]
             torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
-            updates = orthogonal(torch.stack(torch._foreach_lerp(grads, momenta, MOMENTUM)))  # Nesterov
+            nesterov = torch.stack(torch._foreach_lerp(grads, momenta, MOMENTUM))
+            updates = orthogonal(nesterov, torch.bfloat16 if has_fast_bfloat16(nesterov.device) else torch.float32)
             scale = -lr * MATCHED_RMS * math.sqrt(max(shape))
             torch._foreach_add_([self.parameters[n].data for n in names], list(updates.unbind()), alpha=scale)
 
 
-def orthogonal(x_BMN: torch.Tensor) -> torch.Tensor:
-    """Each matrix with its singular values brought near 1 (0.7 to 1.2), in bfloat16 on a GPU and float32 elsewhere."""
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32: on GPUs, and on processors with AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return known is not None and bool(known())
+
+
+def orthogonal(x_BMN: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Each matrix with its singular values brought near 1 (0.7 to 1.2). dtype: of the products."""
     a, b, c = NEWTON_SCHULZ
-    x = x_BMN.bfloat16() if x_BMN.device.type == "cuda" else x_BMN
+    x = x_BMN.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

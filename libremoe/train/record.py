@@ -26,7 +26,8 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
         "recipe": recipe.to_dict(), "seed": recipe.seed, "commit": run.history.commit, "torch": torch.__version__,
         "parameters": recipe.model.n_params(), "active_parameters": recipe.model.n_active_params(),
         "tokens_seen": history.step * recipe.train.rows * recipe.train.context,
-        "device": device_name(run.device), "threads": threads, "steps": history.step, "sittings": history.sittings,
+        "device": device_name(run.device), "threads": threads, "dtype": str(run.dtype).removeprefix("torch."),
+        "steps": history.step, "sittings": history.sittings,
         "seconds": round(history.seconds, 1), "cpu_seconds": round(history.cpu_seconds, 1),
         "operations": step_flops(recipe) * history.step,
         "energy": {"joules": joules, "how": "the processor's own counter (RAPL), this sitting" if joules is not None
