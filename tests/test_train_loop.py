@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import libremoe
+from libremoe.cli import parse
 from libremoe.errors import LibremoeError
-from libremoe.train import checkpoint, loop
+from libremoe.train import checkpoint, loop, run
 from libremoe.train.card import card
 from libremoe.train.kneser_ney import KneserNey
 from libremoe.train.recipe import Recipe, dense, find_recipe, read_recipe
@@ -125,6 +126,26 @@ def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
     text = card(record)
     assert "| tokens seen | 12,288 in 12 steps |" in text
     assert "Not measured: the dense model and the 5-gram model." in text
+
+
+def test_the_record_names_the_commit_of_the_beginning(small: Path, data: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree can change while a run of hours goes on, and between its sittings."""
+    args = parse(_command(small, data, tmp_path / "run")[3:])
+    monkeypatch.setattr(run, "commit", lambda: "first")
+    monkeypatch.setattr(run, "train", _stopped_early)
+    assert run.run(args) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "commit", lambda: "second")
+    args.resume = True
+    assert run.run(args) == 0
+    assert json.loads((tmp_path / "run" / "model" / "train.json").read_text())["commit"] == "first"
+
+
+def _stopped_early(work: loop.Run, **_: object) -> bool:
+    work.step()
+    work.save()
+    return False
 
 
 def test_a_truncated_checkpoint_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -80,6 +80,37 @@ def test_experts_sorted_by_token_are_the_references(activation: str) -> None:
         torch.testing.assert_close(fast, slow, **CLOSE)
 
 
+@pytest.mark.parametrize("step", [1, 8, 128])
+def test_places_are_sorted_by_expert_and_filled_up(step: int) -> None:
+    ids = torch.randint(0, 5, (300,), generator=torch.Generator().manual_seed(9))
+    ids[ids == 3] = 4  # nobody chooses expert 3
+    places, counts = ops._places(ids, step)
+    assert all(n % step == 0 and n >= int((ids == e).sum()) for e, n in enumerate(counts)) and counts[3] == 0
+    assert len(set(places.tolist())) == len(ids)
+    begins = [sum(counts[:e]) for e in range(5)]
+    for e in (0, 1, 2, 4):  # in their order, without a gap
+        assert places[ids == e].tolist() == list(range(begins[e], begins[e] + int((ids == e).sum())))
+
+
+def test_a_step_in_bfloat16_is_near_the_one_in_float32(shard: Shard, recipe: Recipe) -> None:
+    """Gradients point the same way, those of the experts, whose rows are filled up with zeros, included."""
+    rows = _rows(shard, 96)
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parameters = new_parameters(recipe.model, 3)
+        h = network(recipe.model, parameters, dtype).hidden(rows.tokens, rows.batch)
+        assert h.dtype == dtype
+        loss = ops.cross_entropy_sum(h, parameters["embed.weight"], rows.targets, recipe.model.logit_scale)
+        (loss / len(rows.tokens)).backward()
+        grads.append({"loss": loss.detach() / len(rows.tokens)} | {n: p.grad for n, p in parameters.items()})
+    exact, near = grads
+    torch.testing.assert_close(near["loss"], exact["loss"], atol=0.01, rtol=0.01)
+    for name in exact:
+        if name != "loss" and exact[name].norm() > 1e-6:
+            alike = F.cosine_similarity(exact[name].flatten(), near[name].flatten(), dim=0).item()
+            assert alike > 0.95, f"{name}: {alike}"
+
+
 def test_grouped_products_are_one_product_an_expert() -> None:
     generator = torch.Generator().manual_seed(2)
     counts = [16, 0, 24, 8]
