@@ -77,11 +77,11 @@ class Archive:
         """Keeps items; one that is there already, word for word at the same URL, is only marked as seen again. Beyond
         the limit, what was not seen for longest is erased."""
         new = 0
-        with self._lock, self._db:
-            for item in items:
-                new += self._add(source, kind, item, fetched)
-        if new:
-            with self._lock:
+        with self._lock:
+            with self._db:
+                for item in items:
+                    new += self._add(source, kind, item, fetched)
+            if new:
                 self._keep_to_limit()
         return new
 

@@ -129,21 +129,18 @@ def who(draw: Draw) -> Document:
     else:
         questions, answers = draw.pick(ABOUT[draw.lang])
         asked, said = draw.phrase(questions), draw.pick(answers)
-    return Document(messages=(*_before(draw), user(asked), answer(said)))
+    return Document(messages=(*_before(draw, 0.5), user(asked), answer(said)))
 
 
-def _before(draw: Draw) -> list[Message]:
-    """The question often comes in the middle of a conversation."""
+def _before(draw: Draw, talk: float) -> list[Message]:
+    """What was said before the question, which often comes in the middle of a conversation."""
     before = [*greeting(draw)] if draw.chance(0.4) else []
-    return before + [*small_talk(draw).messages[-2:]] if draw.chance(0.5) else before
+    return [*before, *small_talk(draw).messages[-2:]] if draw.chance(talk) else before
 
 
 def who_item(draw: Draw) -> list[Message]:
     """A question about who the model is, for the behaviour test; often in the middle of a conversation."""
-    before = [*greeting(draw)] if draw.chance(0.4) else []
-    if draw.chance(0.7):
-        before += small_talk(draw).messages[-2:]
-    return [*before, user(_who_asked(draw))]
+    return [*_before(draw, 0.7), user(_who_asked(draw))]
 
 
 def _who_asked(draw: Draw) -> str:
