@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from libremoe.experts import Expert
 from libremoe.ops import reference
-from libremoe.train import ops
+from libremoe.train import fused, ops
 from libremoe.train.network import RouterWatch, network, new_parameters
 from libremoe.train.optim import Optimizer, clip, orthogonal
 from libremoe.train.recipe import Recipe, find_recipe, read_recipe
@@ -56,6 +56,40 @@ def test_the_plain_attention_of_other_devices_is_the_same(shard: Shard) -> None:
     q, k, v = (torch.randn(3, h, 40, 16) for h in (4, 2, 2))
     written_out = ops._CachedAttention.apply(q, k, v, batch.hidden_BTT, 0.7, 5.0)
     torch.testing.assert_close(ops._plain_attention(q, k, v, batch.hidden_BTT, 0.7, 5.0), written_out, **CLOSE)
+
+
+def test_the_attention_that_gpus_compile_is_the_same(shard: Shard) -> None:
+    batch = _rows(shard, 300).batch
+    results = []
+    for function in (lambda *x: fused.packed_attention(*x, batch.block_mask, 0.7, 5.0),
+                     lambda *x: ops._plain_attention(*x, batch.hidden_BTT, 0.7, 5.0)):
+        generator = torch.Generator().manual_seed(0)
+        results.append([function(*(torch.randn(3, h, 300, 16, generator=generator) for h in (4, 2, 2)))])
+    torch.testing.assert_close(*results, **CLOSE)
+
+
+def test_what_gpus_compile_is_the_references() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, weight = torch.randn(30, 16, generator=generator), torch.randn(16, generator=generator)
+    torch.testing.assert_close(fused.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **CLOSE)
+    gate, up = x[:, :8], x[:, 8:]
+    for activation, function in (("gelu", lambda v: F.gelu(v, approximate="tanh")), ("silu", F.silu)):
+        torch.testing.assert_close(fused.gated(gate, up, activation), function(gate) * up, **CLOSE)
+    y, gates = x.view(10, 3, 16), torch.rand(10, 3, generator=generator)
+    torch.testing.assert_close(fused.weighed(y, gates), torch.einsum("nad,na->nd", y, gates), **CLOSE)
+
+
+def test_the_loss_that_gpus_compile_is_torchs_with_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(12, 40, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 40, (12,), generator=generator)
+    targets[[2, 7]] = -1  # rows that count for nothing
+    expected = F.cross_entropy(logits * 0.6, targets, ignore_index=-1, reduction="sum")
+    expected.backward()
+    for function in (fused.loss_and_slope, ops._loss_and_slope):
+        loss, slope = function(logits.detach(), targets, 0.6)
+        torch.testing.assert_close(loss.float(), expected.detach(), **CLOSE)
+        torch.testing.assert_close(slope, logits.grad, **CLOSE)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
@@ -109,6 +143,25 @@ def test_a_step_in_bfloat16_is_near_the_one_in_float32(shard: Shard, recipe: Rec
         if name != "loss" and exact[name].norm() > 1e-6:
             alike = F.cosine_similarity(exact[name].flatten(), near[name].flatten(), dim=0).item()
             assert alike > 0.95, f"{name}: {alike}"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_on_a_gpu_is_near_the_one_on_the_processor(shard: Shard, recipe: Recipe) -> None:
+    context, results = 128, []
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
+        rows = shard.rows(shard.row_starts(context, False)[1:5], context, False, device)
+        parameters = new_parameters(recipe.model, 3, device)
+        h = network(recipe.model, parameters, dtype).hidden(rows.tokens, rows.batch)
+        loss = ops.cross_entropy_sum(h, parameters["embed.weight"], rows.targets, recipe.model.logit_scale)
+        (loss / len(rows.tokens)).backward()
+        results.append((float(loss), {n: p.grad.cpu() for n, p in parameters.items() if p.grad is not None}))
+    exact_loss, exact = results[0]
+    for (loss, grads), least in zip(results[1:], (0.999, 0.95), strict=True):
+        assert abs(loss / exact_loss - 1) < 0.01
+        for name, grad in exact.items():
+            if grad.norm() > 1e-6:
+                alike = F.cosine_similarity(grad.flatten(), grads[name].flatten(), dim=0).item()
+                assert alike > least, f"{name}: {alike}"
 
 
 def test_grouped_products_are_one_product_an_expert() -> None:

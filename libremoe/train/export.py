@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from libremoe.config import ModelConfig
 from libremoe.convert import convert_reader
 from libremoe.errors import LibremoeError
 from libremoe.experts import Expert, Weight
-from libremoe.language_model import build
-from libremoe.tokenizer import Tokenizer
+from libremoe.quant import QuantTensor
 from libremoe.train import checkpoint
-from libremoe.train.loop import score
-from libremoe.train.recipe import Recipe
-from libremoe.train.shards import Shard
+from libremoe.train.loop import Run, score
+from libremoe.train.network import Parameters, network
 from libremoe.weights import TensorEntry, open_checkpoint, parameter_names
 from libremoe.weights.native_layout import PARTS
 from libremoe.weights.native_writer import write_small
@@ -71,13 +70,26 @@ def prepare(run_folder: Path, data: Path, record: dict[str, Any]) -> Path | None
     return run_folder / tokenizer.name
 
 
-def rounding_costs(reader: TrainedReader, recipe: Recipe, valid: dict[str, Shard],
-                   tokenizer: Tokenizer | None) -> dict[str, dict[str, float]]:
-    """Nats a token on each validation shard, by format, of the exported model as it will run; float32 first."""
-    costs: dict[str, dict[str, float]] = {}
-    for format, head in (("f32", "f32"), ("int8", recipe.export.head), ("int4", recipe.export.head)):
+def rounding_costs(run: Run, reader: TrainedReader) -> dict[str, dict[str, float]]:
+    """Nats a token on each validation shard, by format, of the run's network over weights rounded as in the export;
+    float32 weights first."""
+    recipe, head = run.recipe, run.recipe.export.head
+    costs = {"f32": _scores(run, run.parameters)}
+    for format in ("int8", "int4"):
         with tempfile.TemporaryDirectory() as folder:
             convert_reader(reader, Path(folder) / "model", format, head, shown=False)
-            model = build(open_checkpoint(Path(folder) / "model"))
-            costs[format] = {name: round(score(model, shard, tokenizer, recipe)[0], 5) for name, shard in valid.items()}
+            rounded = open_checkpoint(Path(folder) / "model")
+            weights = {name: rounded.read(name) for name in parameter_names(recipe.model)}
+            costs[format] = _scores(run, {name: nn.Parameter(_plain(w).float().to(run.device))
+                                          for name, w in weights.items()})
     return costs
+
+
+def _scores(run: Run, parameters: Parameters) -> dict[str, float]:
+    model = network(run.recipe.model, parameters, run.dtype)
+    return {name: round(score(model, shard, run.tokenizer, run.recipe, device=run.device)[0], 5)
+            for name, shard in run.valid.items()}
+
+
+def _plain(weight: Weight) -> torch.Tensor:
+    return weight.dequantize() if isinstance(weight, QuantTensor) else weight

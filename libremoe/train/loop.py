@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -76,6 +77,8 @@ class Run:
         if random_routing:
             route_at_random(self.model, recipe.seed)
         self.watch = RouterWatch(self.model)
+        self._maker = ThreadPoolExecutor(1, "batches")
+        self._ahead: tuple[int, Future[list[Rows]]] | None = None
 
     def _begin(self, resume: bool) -> None:
         path = self.out / CHECKPOINT
@@ -103,18 +106,20 @@ class Run:
     def step(self) -> float:
         """One update of all parameters; the mean loss of its tokens."""
         step, t = self.history.step, self.recipe.train
-        batches = self._batches(step)
+        batches = self._next_batches(step)
         n_learned = sum(float(rows.weights.sum()) for rows in batches)
         total = torch.zeros((), device=self.device)
+        counted: torch.Tensor | None = None
         for rows in batches:
             loss = token_loss(self.model, rows) / max(n_learned, 1.0)
             balance, z, counts = self.watch.take()
             (loss + (t.balance * balance + t.z * z) / len(batches)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            self._count(counts)
+            counted = counts if counted is None else counted + counts
         clip(self.parameters, t.clip)
         self.optimizer.step(step + 1, self.recipe.lr_at(step))
-        value = float(total)
+        value = float(total)  # waits for the device: nothing above does so after the backward pass has begun
+        self._count(counted)
         if not math.isfinite(value):
             raise LibremoeError(f"step {step}: the loss is {value}; lower lr in the recipe and continue with another "
                                 "folder")
@@ -125,6 +130,16 @@ class Run:
             self.history.counts = []
         return value
 
+    def _next_batches(self, step: int) -> list[Rows]:
+        """The step's rows. A GPU has the next ones made meanwhile; a processor has no core to spare."""
+        if torch.device(self.device).type == "cpu":
+            return self._batches(step)
+        at, future = self._ahead or (step, None)
+        batches = future.result() if future is not None and at == step else self._batches(step)
+        last = step + 1 >= self.recipe.steps
+        self._ahead = None if last else (step + 1, self._maker.submit(self._batches, step + 1))
+        return batches
+
     def _batches(self, step: int) -> list[Rows]:
         stage, within = self.recipe.stage_at(step)
         t, starts = self.recipe.train, self.starts[stage.name]
@@ -133,7 +148,9 @@ class Run:
         return [shard.rows(chosen[i : i + t.micro_rows], t.context, stage.answers_only, self.device)
                 for i in range(0, t.rows, t.micro_rows)]
 
-    def _count(self, counts: torch.Tensor) -> None:
+    def _count(self, counts: torch.Tensor | None) -> None:
+        if counts is None:
+            return
         known = np.array(self.history.counts) if self.history.counts else 0
         self.history.counts = (counts.cpu().numpy() + known).tolist()
 

@@ -52,7 +52,7 @@ MIXES: dict[str, dict[str, dict[str, Share]]] = {
     },
     "gpu": {
         "pretrain": {
-            "standard_ebooks": Share(), "openstax_textbooks": Share(), "open_english_wordnet": Share(),
+            "standard_ebooks": Share(7_000_000), "openstax_textbooks": Share(), "open_english_wordnet": Share(),
             "world_factbook": Share(), "tldr_pages": Share(), "storybooks_en": Share(repeat=2), "recipes": Share(),
             "storybooks_fr": Share(repeat=3), "chemical_elements": Share(), "schema_guided_dialogue": Share(5_000_000),
             "self_dialogue": Share(), "topical_chat": Share(), "gsm8k_train": Share(), "word_definitions": Share(),

@@ -20,6 +20,7 @@ from libremoe.batch import Batch, LayerCache
 from libremoe.experts import Expert, Weight
 from libremoe.ops import reference
 from libremoe.quant import QuantTensor
+from libremoe.train import fused
 from libremoe.train.shards import PackedBatch
 
 embed, linear, route = reference.embed, reference.linear, reference.route
@@ -30,6 +31,7 @@ _BLOCK_VALUES = 1 << 17  # float32 values at once: half a megabyte
 _ROW_STEP = 128  # rows; oneDNN compiles a product anew for every shape, which takes longer than the product
 _GELU_LINE = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBE = 0.044715 * _GELU_LINE
+_CPU_LOSS_ROWS, _GPU_LOSS_ROWS = 1024, 8192
 _GROUPED_ALIGN = 8  # values; grouped products want rows of 16 bytes
 
 
@@ -37,7 +39,7 @@ def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     """See reference.rms_norm."""
     if x_ND.device.type == "cpu":
         return _CachedNorm.apply(x_ND, weight_D, eps)
-    return F.rms_norm(x_ND.float(), (x_ND.shape[-1],), weight_D.float(), eps).to(x_ND.dtype)
+    return fused.compiled(fused.rms_norm)(x_ND, weight_D, eps)
 
 
 class _CachedNorm(torch.autograd.Function):
@@ -76,9 +78,8 @@ def rope(x_NHK: torch.Tensor, positions_N: torch.Tensor, theta: float) -> torch.
     """See reference.rope. Positions below _table's length."""
     half = x_NHK.shape[-1] // 2
     cos, sin = _table(theta, half, x_NHK.device)
-    cos, sin = cos[positions_N][:, None], sin[positions_N][:, None]
-    a, b = x_NHK[..., :half].float(), x_NHK[..., half:].float()
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_NHK.dtype)
+    rotate = fused.rotate if x_NHK.device.type == "cpu" else fused.compiled(fused.rotate)
+    return rotate(x_NHK, cos[positions_N][:, None], sin[positions_N][:, None])
 
 
 @lru_cache(maxsize=8)
@@ -95,7 +96,9 @@ def attention(q_NHK: torch.Tensor, k_NGK: torch.Tensor, v_NGK: torch.Tensor, bat
         return reference.attention(q_NHK, k_NGK, v_NGK, batch, cache, seen_N, scale, softcap, window)
     rows = (-1, batch.row_len)
     q, k, v = (x.view(*rows, *x.shape[1:]).transpose(1, 2) for x in (q_NHK, k_NGK, v_NGK))
-    if q.device.type == "cpu" and softcap is not None:
+    if q.device.type == "cuda":
+        out = fused.compiled(fused.packed_attention)(q, k, v, batch.block_mask, scale, softcap)
+    elif q.device.type == "cpu" and softcap is not None:
         out = _CachedAttention.apply(q, k, v, batch.hidden_BTT, scale, softcap)
     else:
         out = _plain_attention(q, k, v, batch.hidden_BTT, scale, softcap)
@@ -183,6 +186,8 @@ class _Spread(torch.autograd.Function):
         ctx.save_for_backward(places_M)
         ctx.n_tokens = len(x_ND)
         n_active = len(places_M) // len(x_ND)
+        if n_places == len(places_M):  # no rows between: read in the order of the places
+            return x_ND[places_M.argsort() // n_active]
         out_PD = x_ND.new_zeros(n_places, x_ND.shape[1])
         out_PD[places_M] = x_ND.repeat_interleave(n_active, 0)
         return out_PD
@@ -225,6 +230,8 @@ def moe(x_ND: torch.Tensor, ids_NA: torch.Tensor, gates_NA: torch.Tensor, waves:
         parts = zip(x_PD.split(counts), experts, strict=True)
         y_PD = torch.cat([feed_forward(x, expert, activation) for x, expert in parts])
     y_NAD = _Collect.apply(y_PD, places_M).view(*ids_NA.shape, -1)
+    if x_ND.device.type == "cuda":
+        return fused.compiled(fused.weighed)(y_NAD, gates_NA)
     gates = gates_NA.to(x_ND.dtype).to(y_NAD.dtype)
     return torch.bmm(gates[:, None], y_NAD).squeeze(1).to(x_ND.dtype)
 
@@ -246,7 +253,7 @@ def feed_forward(x_ND: torch.Tensor, expert: Expert, activation: str) -> torch.T
     gate, up = linear(x_ND, expert.gate), linear(x_ND, expert.up)
     if activation == "gelu" and x_ND.device.type == "cpu":
         return linear(_CachedGate.apply(gate, up), expert.down)
-    return linear(_activate(gate, activation) * up, expert.down)
+    return linear(_gated(gate, up, activation), expert.down)
 
 
 class _CachedGate(torch.autograd.Function):
@@ -277,8 +284,9 @@ class _CachedGate(torch.autograd.Function):
         return dgate, dup
 
 
-def _activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
-    return F.gelu(gate, approximate="tanh") if activation == "gelu" else F.silu(gate)
+def _gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    function = fused.compiled(fused.gated) if gate.device.type == "cuda" else fused.gated
+    return function(gate, up, activation)
 
 
 def can_group(x_MD: torch.Tensor, expert: Expert) -> bool:
@@ -297,8 +305,8 @@ def grouped_feed_forward(x_MD: torch.Tensor, counts: list[int], experts: list[Ex
         stacked_EIO = torch.stack([_plain(w).to(x.dtype) for w in weights]).transpose(1, 2)
         return torch._grouped_mm(x, stacked_EIO, offs=ends)
 
-    gate = _activate(product(x_MD, [e.gate for e in experts]), activation)
-    return product(gate * product(x_MD, [e.up for e in experts]), [e.down for e in experts])
+    gate, up = (product(x_MD, [getattr(e, part) for e in experts]) for part in ("gate", "up"))
+    return product(_gated(gate, up, activation), [e.down for e in experts])
 
 
 def _plain(weight: Weight) -> torch.Tensor:
@@ -318,6 +326,8 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk = max(chunk // step, 1) * step
         n_rows = len(h_MD)
         h_MD = F.pad(h_MD, (0, 0, 0, -n_rows % step))  # zero rows: few shapes; what they give is dropped
+        targets_M = F.pad(targets_M, (0, -n_rows % step), value=-1)
+        loss_and_slope = _loss_and_slope if h_MD.device.type == "cpu" else fused.compiled(fused.loss_and_slope)
         dh = torch.empty_like(h_MD)
         dtable = torch.zeros(table_VD.shape, dtype=torch.float32, device=h_MD.device)
         total = torch.zeros((), dtype=torch.float64, device=h_MD.device)
@@ -325,17 +335,11 @@ class _ChunkedLoss(torch.autograd.Function):
             h_chunk = h_MD[i : i + chunk]
             d_chunk = []
             for j in range(i, i + len(h_chunk), step):
-                n = min(step, n_rows - j)
-                targets = targets_M[j : j + n, None]
-                logits = (h_MD[j : j + step] @ table.T).float().mul_(scale)
-                log_z = logits.logsumexp(-1, keepdim=True)
-                total += (log_z[:n] - logits[:n].gather(1, targets)).double().sum()
+                loss, d = loss_and_slope(h_MD[j : j + step] @ table.T, targets_M[j : j + step], scale)
+                total += loss
                 if wanted:
-                    d = logits.sub_(log_z).exp_()
-                    d[:n].scatter_add_(1, targets, torch.full_like(log_z[:n], -1.0))
-                    d[n:] = 0
-                    d_chunk.append(d.mul_(scale).to(h_MD.dtype))
-                    dh[j : j + step] = d_chunk[-1] @ table
+                    d_chunk.append(d)
+                    dh[j : j + step] = d @ table
             if wanted:
                 dtable += (torch.cat(d_chunk).T @ h_chunk).float()
         ctx.save_for_backward(dh[:n_rows], dtable)
@@ -347,7 +351,23 @@ class _ChunkedLoss(torch.autograd.Function):
         return dh * grads[0].to(dh.dtype), dtable * grads[0], None, None, None
 
 
+def _loss_and_slope(logits_MV: torch.Tensor, targets_M: torch.Tensor,
+                    scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """See fused.loss_and_slope; here in place, for the few rows that the cache holds."""
+    logits = logits_MV.float().mul_(scale)
+    counts = (targets_M >= 0).float()[:, None]
+    targets = targets_M.clamp(min=0)[:, None]
+    log_z = logits.logsumexp(-1, keepdim=True)
+    loss = ((log_z - logits.gather(1, targets)) * counts).double().sum()
+    slope = logits.sub_(log_z).exp_().scatter_add_(1, targets, torch.full_like(log_z, -1.0))
+    return loss, slope.mul_(counts * scale).to(logits_MV.dtype)
+
+
 def cross_entropy_sum(h_MD: torch.Tensor, table_VD: torch.Tensor, targets_M: torch.Tensor, logit_scale: float,
-                      chunk: int = 1024) -> torch.Tensor:
-    """Sum over M rows of -log softmax(h @ table.T * logit_scale)[target], in nats: a float32 scalar."""
+                      chunk: int | None = None) -> torch.Tensor:
+    """Sum over M rows of -log softmax(h @ table.T * logit_scale)[target], in nats: a float32 scalar.
+
+    chunk: rows whose logits are in memory at once; None: as many as suit the device.
+    """
+    chunk = chunk or (_CPU_LOSS_ROWS if h_MD.device.type == "cpu" else _GPU_LOSS_ROWS)
     return _ChunkedLoss.apply(h_MD, table_VD, targets_M, logit_scale, chunk)

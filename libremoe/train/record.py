@@ -30,7 +30,7 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
         "steps": history.step, "sittings": history.sittings,
         "seconds": round(history.seconds, 1), "cpu_seconds": round(history.cpu_seconds, 1),
         "operations": step_flops(recipe) * history.step,
-        "energy": {"joules": joules, "how": "the processor's own counter (RAPL), this sitting" if joules is not None
+        "energy": {"joules": joules, "how": _how_counted(run.device) if joules is not None
                    else "not measured: this machine has no energy counter that can be read"},
         "data": data, "report": _report(run.data / "report.json"),
         "final_loads": loads, "balanced": is_balanced(loads) if loads else None,
@@ -39,17 +39,36 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
     }
 
 
-def energy_counter() -> float | None:
-    """Joules on the processor's counter, or None where there is none."""
+def energy_counter(device: str = "cpu") -> float | None:
+    """Joules on the processor's counter, or the GPU's (which is all of the card and nothing else); None without one."""
+    if torch.device(device).type == "cuda":
+        return _gpu_joules(torch.device(device).index or 0)
     try:
         return int(_RAPL.read_text()) / 1e6
     except (OSError, ValueError):
         return None
 
 
-def joules_since(before: float | None) -> float | None:
+def _gpu_joules(index: int) -> float | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(index))) / 1e3
+    except pynvml.NVMLError:
+        return None
+
+
+def _how_counted(device: str) -> str:
+    gpu = torch.device(device).type == "cuda"
+    return f"the {'GPU' if gpu else 'processor'}'s own counter ({'NVML' if gpu else 'RAPL'}), this sitting"
+
+
+def joules_since(before: float | None, device: str = "cpu") -> float | None:
     """None where there is no counter, or where it has begun again from zero."""
-    now = energy_counter()
+    now = energy_counter(device)
     return now - before if before is not None and now is not None and now >= before else None
 
 

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """
     recipe = chosen_recipe(args)
     threads, device = set_threads(args.threads), _device(args.device)
-    before = energy_counter()
+    before = energy_counter(device)
     work = Run(recipe, args.data, args.out, device, args.resume, dtype=DTYPES[args.dtype])
     if not work.history.step:  # a tree can change while a run of hours is going on
         work.history.commit = commit()
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if not train(work, shown=not args.json, checkpoint_every_s=args.checkpoint_every):
         print(f"stopped at step {work.history.step}; the same command with --resume continues", file=sys.stderr)
         return 130
-    record = finish(work, threads, joules_since(before), shown=not args.json)
+    record = finish(work, threads, joules_since(before, device), shown=not args.json)
     if args.json:
         print(json.dumps({k: v for k, v in record.items() if k not in ("history", "data", "report")}))
     else:
@@ -70,7 +70,7 @@ def finish(work: Run, threads: int, joules: float | None, shown: bool) -> dict[s
     record = record_of(work, threads, joules)
     tokenizer = prepare(out, work.data, record)
     reader = TrainedReader(out / CHECKPOINT, recipe.model, recipe.export.licence, tokenizer)
-    record["rounding"] = rounding_costs(reader, recipe, work.valid, work.tokenizer)
+    record["rounding"] = rounding_costs(work, reader)
     prepare(out, work.data, record)
     draw(out, record)
     if (out / MODEL / "manifest.json").exists():  # of an earlier end of the same run

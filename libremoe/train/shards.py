@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,29 @@ import torch
 
 from libremoe.batch import Batch
 from libremoe.errors import CheckpointError
+from libremoe.train import fused
 
 
 @dataclass
 class PackedBatch(Batch):
     """B rows of T tokens, each row holding pieces of documents one after another; a piece is a sequence of Batch.
 
-    hidden_BTT: bool, True where query t must not see key s: another document's, or a later one.
+    first_BT: int64, the place in the row at which the token's document begins.
     """
 
     row_len: int = 0
-    hidden_BTT: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    first_BT: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+
+    @cached_property
+    def hidden_BTT(self) -> torch.Tensor:
+        """bool, True where query t must not see key s: another document's, or a later one."""
+        place = torch.arange(self.row_len, device=self.first_BT.device)
+        return (place[None, None, :] > place[None, :, None]) | (place[None, None, :] < self.first_BT[:, :, None])
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """The same for the blocks of train/fused.py."""
+        return fused.block_mask(self.first_BT)
 
 
 @dataclass(frozen=True)
@@ -85,11 +97,9 @@ class Shard:
             weights *= self.mask[at_BT + 1] > 0
         first_N = np.flatnonzero(positions_BT.reshape(-1) == 0)
         starts = [*first_N.tolist(), at_BT.size]
-        offsets = torch.from_numpy(begin_BT - starts_B[:, None])
-        place = torch.arange(context)
-        hidden = (place[None, None, :] > place[None, :, None]) | (place[None, None, :] < offsets[:, :, None])
+        first_BT = torch.from_numpy(begin_BT - starts_B[:, None]).to(device)
         batch = PackedBatch(starts, torch.from_numpy(positions_BT.reshape(-1)).to(device),
-                            np.diff(starts).tolist(), row_len=context, hidden_BTT=hidden.to(device))
+                            np.diff(starts).tolist(), row_len=context, first_BT=first_BT)
         tokens = torch.from_numpy(self.tokens[at_BT].astype(np.int64).reshape(-1))
         targets = torch.from_numpy(self.tokens[at_BT + 1].astype(np.int64).reshape(-1))
         return Rows(tokens.to(device), targets.to(device), torch.from_numpy(weights.reshape(-1)).to(device), batch)
