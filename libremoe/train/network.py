@@ -82,7 +82,8 @@ class RouterWatch:
         if not seen:
             return torch.zeros(()), torch.zeros(()), torch.zeros(self.config.n_layers, 0, dtype=torch.int64)
         n_experts = self.config.n_experts
-        counts = torch.stack([torch.bincount(ids.reshape(-1), minlength=n_experts) for ids, _ in seen])
+        each = torch.arange(n_experts, device=seen[0][0].device)  # bincount would wait for a GPU
+        counts = torch.stack([(ids.reshape(-1, 1) == each).sum(0) for ids, _ in seen])
         shares = counts / counts.sum(1, keepdim=True)
         means = torch.stack([logits.softmax(-1).mean(0) for _, logits in seen])
         z = torch.stack([logits.logsumexp(-1).square().mean() for _, logits in seen]).mean()

@@ -187,7 +187,7 @@ class _Spread(torch.autograd.Function):
         ctx.n_tokens = len(x_ND)
         n_active = len(places_M) // len(x_ND)
         if n_places == len(places_M):  # no rows between: read in the order of the places
-            return x_ND[places_M.argsort() // n_active]
+            return x_ND.index_select(0, places_M.argsort() // n_active)
         out_PD = x_ND.new_zeros(n_places, x_ND.shape[1])
         out_PD[places_M] = x_ND.repeat_interleave(n_active, 0)
         return out_PD
@@ -302,7 +302,7 @@ def grouped_feed_forward(x_MD: torch.Tensor, counts: list[int], experts: list[Ex
     ends = torch.tensor(counts, device=x_MD.device).cumsum(0).to(torch.int32)
 
     def product(x: torch.Tensor, weights: list[Weight]) -> torch.Tensor:
-        stacked_EIO = torch.stack([_plain(w).to(x.dtype) for w in weights]).transpose(1, 2)
+        stacked_EIO = torch.stack([_plain(w) for w in weights]).to(x.dtype).transpose(1, 2)
         return torch._grouped_mm(x, stacked_EIO, offs=ends)
 
     gate, up = (product(x_MD, [getattr(e, part) for e in experts]) for part in ("gate", "up"))

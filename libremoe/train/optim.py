@@ -28,18 +28,17 @@ class Optimizer:
         self.parameters, self.weight_decay = parameters, weight_decay
         self.muon = [n for n in parameters if kind == "muon" and _is_hidden_matrix(n)]
         self.adam = [n for n in parameters if n not in set(self.muon)]
+        self.decayed = [n for n in parameters if not n.endswith("norm.weight") and n != "embed.weight"]
         slots = [(n, slot) for n in self.adam for slot in ("adam_m", "adam_v")] + [(n, "momentum") for n in self.muon]
         self.state = {f"{n}/{slot}": torch.zeros_like(parameters[n].data) for n, slot in slots}
 
     @torch.no_grad()
     def step(self, number: int, lr: float) -> None:
         """Update all parameters from their gradients, which are set to None. number: counts from 1."""
-        for name, parameter in self.parameters.items():
+        for parameter in self.parameters.values():
             if parameter.grad is None:  # an expert that no token chose
                 parameter.grad = torch.zeros_like(parameter)
-            if name.endswith("_norm.weight") or name in ("norm.weight", "embed.weight"):
-                continue
-            parameter.mul_(1 - lr * self.weight_decay)
+        torch._foreach_mul_([self.parameters[n].data for n in self.decayed], 1 - lr * self.weight_decay)
         self._adam(number, lr)
         self._muon(lr)
         for parameter in self.parameters.values():
