@@ -23,64 +23,19 @@ from typing import Any
 
 from libremoe.errors import LibremoeError
 from libremoe.eviction import Key, Policy
+from libremoe.routing import Routing, read_trace
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One recording. steps: for each step, for each layer, the distinct experts in the order of their first choice."""
+class Trace(Routing):
+    """One recording with a name to show."""
 
-    name: str
-    n_layers: int
-    n_experts: int
-    n_active: int
-    steps: list[list[list[int]]]
+    name: str = ""
 
 
-def read_trace(path: Path) -> Trace:
+def named_trace(path: Path) -> Trace:
     """Raises LibremoeError naming the line that does not fit the format."""
-    steps: list[list[list[int]]] = []
-    sizes: tuple[int, int, int] | None = None
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                record = _object(path, number, line)
-                if sizes is None:
-                    sizes = _sizes(path, record)
-                else:
-                    steps.append(_step(path, number, record, sizes))
-    except OSError as error:
-        raise LibremoeError(f"{path}: {error.strerror}") from None
-    if sizes is None or not steps:
-        raise LibremoeError(f"{path}: a trace needs a first line with sizes and at least one step; record it again")
-    return Trace(path.stem, *sizes, steps)
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise LibremoeError(f"{path}: line {number} is no JSON object; record the trace again")
-    return record
-
-
-def _sizes(path: Path, record: dict[str, Any]) -> tuple[int, int, int]:
-    found = [record.get(name) for name in ("n_layers", "n_experts", "n_active")]
-    n_layers, n_experts, n_active = (n if isinstance(n, int) else 0 for n in found)
-    if not (0 < n_layers <= 10_000 and 0 < n_active <= n_experts <= 10_000):
-        raise LibremoeError(f"{path}: line 1 must have n_layers, n_experts and n_active, not {found}")
-    return n_layers, n_experts, n_active
-
-
-def _step(path: Path, number: int, record: dict[str, Any], sizes: tuple[int, int, int]) -> list[list[int]]:
-    layers = record.get("layers")
-    if not isinstance(layers, list) or len(layers) != sizes[0]:
-        raise LibremoeError(f"{path}: line {number} must have a list of experts for each of {sizes[0]} layers")
-    for ids in layers:
-        if not isinstance(ids, list) or not all(isinstance(e, int) and 0 <= e < sizes[1] for e in ids):
-            raise LibremoeError(f"{path}: line {number} names an expert that is not one of {sizes[1]}")
-    return [list(dict.fromkeys(ids)) for ids in layers]
+    return Trace(**vars(read_trace(path)), name=path.stem)
 
 
 class LRU:
@@ -280,7 +235,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no policy {', '.join(unknown)}; there are: {', '.join(POLICIES)}")
     budgets = [float(part) for part in args.budgets.split(",")]
-    rows = [row for path in args.traces for row in compare(read_trace(path), policies, budgets)]
+    rows = [row for path in args.traces for row in compare(named_trace(path), policies, budgets)]
     if args.json:
         print(json.dumps(rows))
     else:

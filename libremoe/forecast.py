@@ -10,7 +10,7 @@ Shape letters: E experts a layer, A active, L layers, N tokens in a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,8 @@ from libremoe.errors import LibremoeError
 from libremoe.loading import MARGIN, STEP_TOKENS, working_bytes
 from libremoe.machine import Machine
 from libremoe.progress import size_text
+from libremoe.routing import Routing, reads_per_step
+from libremoe.streaming import MANY_TOKENS
 
 KV_PART = 10  # at most this part of the memory is kept for keys and values: loading.plan_budget
 PROCESS_BYTES = 350_000_000  # interpreter, torch and kernels: RSS over the weights in bench/RESULTS.md, "Whole network"
@@ -28,7 +30,6 @@ TOKEN_S = 1e-3  # scheduling, sampling and text of one step
 # Of the read rate at which the cache is read: bench/RESULTS.md, "Kernels". Each key costs about as many instructions.
 ATTENTION_SHARE = {torch.float32: 0.45, torch.bfloat16: 0.3, torch.int8: 0.2}
 ATTENTION_OPS_SHARE = 0.1  # of the products' rate at which a prompt attends; a small term, not measured closely
-OVERLAP = 0.5  # of the shorter of reading and computing that hides behind the longer; 1 would be perfect prediction
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class Forecast:
     """The answer. placement: "resident", "streamed" or "does not fit". Rates are per second over all sequences.
 
     memory: what was given; least: the smallest that works. cache_bytes: the slots of experts, or all experts.
-    hit_rate: expected share of experts found in memory once the cache is warm. terms: of a warm step; cold_terms: of
-    one in which no expert is in memory; first_terms: of the first token. Times are infinite where it does not fit.
+    hit_rate: expected share of a step's experts found in memory; measured_routing: whether it comes from what earlier
+    runs chose, not from taking each expert for equally likely. terms: of a step; cold_terms: of one in which no expert
+    is in memory; first_terms: of the first token. Times are infinite where it does not fit.
     """
 
     format: str
@@ -87,6 +89,7 @@ class Forecast:
     n_experts: int
     hit_rate: float
     disk_bytes: int
+    measured_routing: bool = False
     tokens_per_s: float = 0.0
     cold_tokens_per_s: float = 0.0
     first_token_s: float = float("inf")
@@ -108,13 +111,17 @@ def distinct_experts(config: ModelConfig, n_tokens: int) -> float:
 
 def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, context: int = 512, batch: int = 1,
              prompt: int = 512, slots: int | None = None, hit_rate: float | None = None,
-             kv_dtype: torch.dtype = torch.float32) -> Forecast:
+             kv_dtype: torch.dtype = torch.float32, routing: Routing | None = None,
+             run_steps: int | None = None) -> Forecast:
     """What `sizes` does on `machine`.
 
     memory: bytes that the run may have, by default all that the machine has. context: tokens held by each of `batch`
     sequences while they decode. prompt: tokens before the first one. slots: as many experts are in memory, instead of
-    what `memory` allows. The expected hit rate is slots / experts: exact where routing is uniform, too low where not;
-    hit_rate: one that is known, instead. kv_dtype: of keys and values.
+    what `memory` allows. kv_dtype: of keys and values.
+    routing: what earlier runs chose; with it the hit rate of a single sequence is that of a replay through the policy
+    of the cache. Without it, it is slots / experts: exact where routing is even, too low where not. hit_rate: one that
+    is known, instead. run_steps: of a run that begins with nothing in memory and decodes so many tokens; None: the
+    cache has been in use for long.
     Memory is shared out as loading.plan_budget does it.
     Raises LibremoeError for counts that are not positive or a context that the model does not have.
     """
@@ -123,7 +130,35 @@ def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, contex
                               ("batch", batch, 4096)):
         if not 0 < value <= most:
             raise LibremoeError(f"{name} must be from 1 to {most}, not {value}")
-    memory = machine.ram if memory is None else memory
+    where, resident = _placed(sizes, machine.ram if memory is None else memory, context, batch, slots, kv_dtype)
+    if where.placement == "does not fit":
+        return where
+    known = routing is not None and batch == 1 and not resident and hit_rate is None
+    hits = hit_rate if hit_rate is not None else where.slots / sizes.n_experts
+    if known and routing is not None:
+        per_step = config.n_layers * max(config.n_experts_per_tok, 1)
+        hits = 1 - reads_per_step(routing, where.slots, run_steps) / per_step
+    cached = KVCache.bytes_per_token(config, kv_dtype) * batch * min(context, config.sliding_window or context)
+    kv_rate = ATTENTION_SHARE[kv_dtype] * machine.read
+    attention = Term("keys and values", cached / kv_rate, f"{size_text(cached)} / {_rate(kv_rate)}")
+    why = "by what earlier runs chose" if known else "" if hit_rate is not None else "if all are equally likely"
+    warm = _step(sizes, machine, batch, attention, hits, why)
+    cold = _step(sizes, machine, batch, attention, 1.0 if resident else 0.0)
+    before = 1.0 if resident else where.slots / sizes.n_experts if run_steps is None else 0.0
+    first = _first_token(sizes, machine, prompt, before)
+    step_s = total(warm)
+    return replace(
+        where, hit_rate=hits, measured_routing=known, tokens_per_s=batch / step_s,
+        cold_tokens_per_s=batch / total(cold), first_token_s=total(first),
+        load_s=(sizes.weights if resident else sizes.shared) / machine.disk,
+        joules_per_token=machine.power * step_s / batch, terms=warm, cold_terms=cold, first_terms=first,
+    )
+
+
+def _placed(sizes: Sizes, memory: float, context: int, batch: int, slots: int | None,
+            kv_dtype: torch.dtype) -> tuple[Forecast, bool]:
+    """How memory is shared out, without times, and whether all experts are in it."""
+    config = sizes.config
     process = PROCESS_BYTES + MARGIN + working_bytes(config)
     kv_token = KVCache.bytes_per_token(config, kv_dtype)
     asked, whole = kv_token * context * batch, kv_token * config.context_len
@@ -135,38 +170,35 @@ def forecast(sizes: Sizes, machine: Machine, memory: float | None = None, contex
         slots = int(max(0, min(sizes.n_experts, (memory - fixed - kv) // sizes.expert)))
     resident = slots == sizes.n_experts
     placement = "resident" if resident else "streamed" if slots and sizes.streams else "does not fit"
-    hits = slots / sizes.n_experts if hit_rate is None else hit_rate
-    where = Forecast(sizes.format, placement, memory, least, sizes.shared, kv, process, slots * sizes.expert, slots,
-                     sizes.n_experts, 0.0, sizes.disk)
-    if placement == "does not fit":
-        return where
-    cached = kv_token * batch * min(context, config.sliding_window or context)
-    kv_rate = ATTENTION_SHARE[kv_dtype] * machine.read
-    attention = Term("keys and values", cached / kv_rate, f"{size_text(cached)} / {_rate(kv_rate)}")
-    warm = _step(sizes, machine, batch, attention, hits)
-    cold = _step(sizes, machine, batch, attention, 1.0 if resident else 0.0)
-    first = _first_token(sizes, machine, prompt, 1.0 if resident else hits)
-    step_s = total(warm)
-    return replace(
-        where, hit_rate=hits, tokens_per_s=batch / step_s, cold_tokens_per_s=batch / total(cold),
-        first_token_s=total(first), load_s=(sizes.weights if resident else sizes.shared) / machine.disk,
-        joules_per_token=machine.power * step_s / batch, terms=warm, cold_terms=cold, first_terms=first,
-    )
+    return Forecast(sizes.format, placement, memory, least, sizes.shared, kv, process, slots * sizes.expert, slots,
+                    sizes.n_experts, 0.0, sizes.disk), resident
 
 
-def total(terms: tuple[Term, ...]) -> float:
+def total(terms: Sequence[Term]) -> float:
     """Seconds."""
     return sum(term.seconds for term in terms)
 
 
-def _step(sizes: Sizes, machine: Machine, n_tokens: int, attention: Term, hits: float) -> tuple[Term, ...]:
-    """A step of N tokens, each the next of its sequence."""
+def _step(sizes: Sizes, machine: Machine, n_tokens: int, attention: Term, hits: float,
+          why: str = "") -> tuple[Term, ...]:
+    """A step of N tokens, each the next of its sequence. why: of the hits.
+
+    While a layer's experts are read, those that are there compute: all but the last one of a layer that lacks any. A
+    step of many tokens wants all experts of the next layers, which are read while this one computes.
+    """
     terms = [*_weights(sizes, machine, n_tokens, n_tokens), attention, *_overhead(sizes, machine, 1)]
-    return _with_disk(sizes, machine, terms, distinct_experts(sizes.config, n_tokens), hits)
+    n_distinct = distinct_experts(sizes.config, n_tokens)
+    if n_tokens > MANY_TOKENS:
+        return _with_disk(sizes, machine, terms, n_distinct, hits, total(terms), "all computing", why)
+    share = min(1.0, (1 - hits) * n_distinct) * (n_distinct - 1) / n_distinct
+    experts_s = next(term.seconds for term in terms if term.name.startswith(("experts", "feed-forwards")))
+    return _with_disk(sizes, machine, terms, n_distinct, hits, share * experts_s,
+                      f"{share:.0%} of computing experts", why)
 
 
 def _first_token(sizes: Sizes, machine: Machine, prompt: int, hits: float) -> tuple[Term, ...]:
-    """A prompt, in steps of at most STEP_TOKENS; each of them touches nearly every expert once."""
+    """A prompt, in steps of at most STEP_TOKENS; each of them touches nearly every expert once, so that the next ones
+    are read while one computes."""
     n_steps = -(-prompt // STEP_TOKENS)
     n = prompt / n_steps
     config = sizes.config
@@ -178,7 +210,8 @@ def _first_token(sizes: Sizes, machine: Machine, prompt: int, hits: float) -> tu
     ops_rate = ATTENTION_OPS_SHARE * machine.rate(sizes.format).prefill
     terms.append(Term("attention", n_ops / ops_rate, f"{n_ops / 1e12:.2f} T operations / {_rate(ops_rate, 'op')}"))
     terms += _overhead(sizes, machine, n_steps)
-    return _with_disk(sizes, machine, terms, n_steps * distinct_experts(config, round(n)), hits)
+    return _with_disk(sizes, machine, terms, n_steps * distinct_experts(config, round(n)), hits, total(terms),
+                      "all computing")
 
 
 def _weights(sizes: Sizes, machine: Machine, n_tokens: float, n_distinct_tokens: float,
@@ -221,16 +254,17 @@ def _overhead(sizes: Sizes, machine: Machine, n_steps: int) -> list[Term]:
                  f"{n} layers x {layer_s * 1e3:.2f} ms + {n_steps} x {TOKEN_S * 1e3:.0f} ms")]
 
 
-def _with_disk(sizes: Sizes, machine: Machine, terms: list[Term], n_distinct: float, hits: float) -> tuple[Term, ...]:
-    """With what reading the missing experts adds: all of it, less what one hides behind the other."""
+def _with_disk(sizes: Sizes, machine: Machine, terms: list[Term], n_distinct: float, hits: float, hideable: float,
+               what: str, why: str = "") -> tuple[Term, ...]:
+    """With what reading the missing experts adds: all of it, less the seconds of computing that go on beside it."""
     n_bytes = round(n_distinct * sizes.config.n_layers * sizes.expert * (1 - hits))
     if not n_bytes:
         return tuple(terms)
-    disk_s, compute_s = n_bytes / machine.disk, sum(term.seconds for term in terms)
-    hidden = OVERLAP * min(disk_s, compute_s)
-    missing = f"{1 - hits:.0%} missing: {size_text(n_bytes)} / {_rate(machine.disk)}"
+    disk_s = n_bytes / machine.disk
+    hidden = min(disk_s, hideable)
+    missing = f"{1 - hits:.0%} missing{f' ({why})' if why else ''}: {size_text(n_bytes)} / {_rate(machine.disk)}"
     return (*terms, Term("experts from disk", disk_s, missing),
-            Term("both at once", -hidden, f"-{OVERLAP:.0%} of the shorter, {min(disk_s, compute_s):.3g} s"))
+            Term("both at once", -hidden, f"-{what}" if hidden == hideable else "-all reading"))
 
 
 def _rate(per_s: float, unit: str = "B") -> str:

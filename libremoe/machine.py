@@ -21,27 +21,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import mmap
+import math
 import os
 import shutil
 import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from libremoe.errors import LibremoeError
 from libremoe.memory import available_bytes, parse_bytes
+from libremoe.routing import cache_folder
+
+if TYPE_CHECKING:
+    from libremoe.direct_read import Piece
 
 RESERVE = 2e9  # bytes of installed memory that the system keeps, and 5 % of what is above 40 GB
 ASSUMED_DISK = 1e9  # bytes/s where nothing could be measured
 KERNEL_SHARE = 0.85  # of the memory's read rate that the kernels reach: bench/RESULTS.md, "Whole network", 87 %
 LAYER_S = 3e-4  # of a layer in which no weight is read, where not measured
 FORMATS = ("f32", "bf16", "int8", "int4", "int3", "int2")
-_DISK_BLOCK, _DISK_DEPTH = 4 << 20, 8
+_PIECE = 64 << 20  # bytes of a piece of a file that are read when the disk is measured
 
 
 @dataclass(frozen=True)
@@ -175,12 +178,11 @@ def installed_bytes() -> float:
 
 def saved_path() -> Path:
     """Where `libremoe plan` keeps what it measured, for `run --stats`."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(folder) / "libremoe" / "machine.toml"
+    return cache_folder() / "machine.toml"
 
 
-def measure(files: list[Path], formats: tuple[str, ...], say: Callable[[str], None] = lambda _: None) -> Machine:
-    """This machine, in a few seconds. files: the model's, largest first, for the disk; formats: whose kernels to time.
+def measure(pieces: list[Piece], formats: tuple[str, ...], say: Callable[[str], None] = lambda _: None) -> Machine:
+    """This machine, in a few seconds. pieces: of the model's files, for the disk; formats: whose kernels to time.
 
     Memory it takes: about 600 MB for a moment. say: is told what is being measured.
     """
@@ -208,9 +210,9 @@ def measure(files: list[Path], formats: tuple[str, ...], say: Callable[[str], No
     say("the time of a layer")
     layer_s = _layer_seconds()
     say("the disk")
-    disk = disk_rate(files) if files else None
+    disk = disk_rate(pieces)
     assumed += [] if disk else ["disk"]
-    free = float(shutil.disk_usage(files[0].parent).free) if files else None
+    free = float(shutil.disk_usage(pieces[0].file.parent).free) if pieces else None
     return Machine("this machine", cores, isa, float(available_bytes()), read, disk or ASSUMED_DISK, free,
                    gpus=_gpus(), layer_s=layer_s, rates=rates, assumed=tuple(assumed))
 
@@ -287,38 +289,44 @@ def _layer_seconds() -> float:
     return _fastest(step, 30) / config.n_layers
 
 
-def disk_rate(files: list[Path], seconds: float = 2.0) -> float | None:
-    """bytes/s of reading these files in blocks of 4 MiB, eight at a time, past the page cache where the file system
-    lets one (O_DIRECT, open(2)); None for files of less than 16 MiB, which say nothing. Stops after `seconds`."""
-    blocks = [(file, at) for file in files for at in range(0, file.stat().st_size - _DISK_BLOCK + 1, _DISK_BLOCK)]
-    if len(blocks) < 4:
+def disk_rate(pieces: list[Piece], seconds: float = 2.0) -> float | None:
+    """bytes/s of reading these pieces, two at once, as an engine that streams reads its experts: checksums, and past
+    the page cache where the file system lets one (direct_read.py). None for less than 16 MiB, which say nothing. Stops
+    after `seconds`. Of a long piece only the beginning is read, and pieces in an order that visits all files soon."""
+    import torch
+
+    from libremoe.direct_read import ALIGN, NEEDED, DirectReader, Request
+
+    parts = [dataclasses.replace(piece, length=min(piece.length, _PIECE)) for piece in pieces]
+    if sum(part.length for part in parts) < 16 << 20:
         return None
-    descriptors = {file: _open_direct(file) for file in dict.fromkeys(file for file, _ in blocks[:4096])}
-    begun = time.perf_counter()
-
-    def read(block: tuple[Path, int]) -> int:
-        if time.perf_counter() - begun > seconds:
-            return 0
-        with mmap.mmap(-1, _DISK_BLOCK) as buffer:  # aligned to a page, as O_DIRECT asks
-            return os.preadv(descriptors[block[0]], [buffer], block[1])
-
+    room = max(part.room for part in parts)
+    buffers = []
+    for _ in range(2):
+        whole = torch.zeros(room + ALIGN, dtype=torch.uint8)
+        buffers.append(whole[-whole.data_ptr() % ALIGN :][:room])
+    reader = DirectReader()
     try:
-        with ThreadPoolExecutor(_DISK_DEPTH) as pool:
-            n_bytes = sum(pool.map(read, blocks[:4096]))
-        return n_bytes / (time.perf_counter() - begun)
+        begun, under_way = time.perf_counter(), list[Request]()
+        for turn, i in enumerate(_spread(len(parts))):
+            if turn >= 2:
+                under_way[turn - 2].done.wait()
+                if time.perf_counter() - begun > seconds:
+                    break
+            under_way.append(reader.read([parts[i]], [buffers[turn % 2][: parts[i].room]], NEEDED))
+        for request in under_way:
+            request.done.wait()
+            if request.error is not None:
+                raise request.error
+        return reader.bytes_read / (time.perf_counter() - begun)
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        reader.close()
 
 
-def _open_direct(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
-    except OSError:  # tmpfs and some network file systems refuse
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return descriptor
+def _spread(n: int) -> list[int]:
+    """0 to n - 1, each far from the one before."""
+    stride = next(s for s in range(max(1, round(0.618 * n)), n + 2) if math.gcd(s, n) == 1)
+    return [i * stride % n for i in range(n)]
 
 
 def _gpus() -> tuple[str, ...]:

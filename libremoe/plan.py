@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 
 from libremoe.config import PRESETS, ModelConfig
 from libremoe.convert import target_format
+from libremoe.direct_read import Piece
+from libremoe.engine.sequence import Experts
 from libremoe.errors import LibremoeError
 from libremoe.forecast import Forecast, Sizes, forecast, total
 from libremoe.language_model import RunStats
@@ -27,6 +29,7 @@ from libremoe.machine import FORMATS as RATED
 from libremoe.machine import Machine, amount, from_file, installed_bytes, measure, saved_path, to_toml
 from libremoe.progress import size_text
 from libremoe.quant import FORMATS
+from libremoe.routing import Routing, record, recorded
 from libremoe.tiny import RandomReader
 from libremoe.weights import Reader, TensorEntry, open_checkpoint, parameter_names
 from libremoe.weights.native_layout import ALIGN, PARTS, PLAIN, WeightLayout, up
@@ -34,6 +37,7 @@ from libremoe.weights.native_writer import write_small
 
 CHOICES = ("bf16", "int8", "int4", "int3", "int2")  # what convert can make, the best first
 DEFAULT_TOKENS = 512  # of context and of the prompt, or the model's context where that is shorter
+_PART = 64 << 20  # bytes of a file that is read as a whole
 _GOOD = ("f32", "f16", "bf16", "int8", "int4")  # formats that are chosen without being asked for
 
 
@@ -51,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         machine = dataclasses.replace(machine, disk=disk,
                                       assumed=tuple(name for name in machine.assumed if name != "disk"))
     context, prompt = (min(DEFAULT_TOKENS, config.context_len) if n is None else n for n in (args.context, args.prompt))
-    made = {name: forecast(sizes, machine, memory, context, args.batch, prompt, kv_dtype=getattr(torch, args.kv))
+    routing = routing_of(args.path, config) if reader is not None else None
+    made = {name: forecast(sizes, machine, memory, context, args.batch, prompt, kv_dtype=getattr(torch, args.kv),
+                           routing=routing)
             for name, sizes in offered.items()}
     best = choose(made)
     verdict = verdict_line(model, made, best, reader)
@@ -159,7 +165,7 @@ def _machine(args: argparse.Namespace, offered: dict[str, Sizes], reader: Reader
             print(f"\r\x1b[Kmeasuring {what} ...", end="", file=sys.stderr, flush=True)
 
     needed = {name for sizes in offered.values() for name in (sizes.format, *sizes.touched)}
-    machine = measure(files_of(reader), tuple(name for name in RATED if name in needed), say)
+    machine = measure(pieces_of(reader), tuple(name for name in RATED if name in needed), say)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     load = os.getloadavg()[0]
@@ -177,12 +183,17 @@ def _machine(args: argparse.Namespace, offered: dict[str, Sizes], reader: Reader
     return machine
 
 
-def files_of(reader: Reader | None) -> list[Path]:
-    """The model's files, the largest first."""
+def pieces_of(reader: Reader | None) -> list[Piece]:
+    """What of the model's files tells how fast the disk is: its experts as they are streamed, or else whole files."""
     if reader is None:
         return []
-    files = {reader.entry(name).file for name in reader.names()}
-    return sorted((f for f in files if f.is_file()), key=lambda file: (-file.stat().st_size, file))
+    config = reader.config
+    if reader.kind in STREAMABLE:
+        return [piece for layer in range(config.n_layers) for e in range(max(config.n_experts, 1))
+                for piece in reader.expert_pieces(layer, e)]  # type: ignore[attr-defined]
+    files = sorted({reader.entry(name).file for name in reader.names()})
+    return [Piece(file, at, min(_PART, size - at)) for file in files if file.is_file()
+            for size in (file.stat().st_size,) for at in range(0, size, _PART)]
 
 
 def choose(made: dict[str, Forecast]) -> str:
@@ -293,7 +304,9 @@ def _part_lines(one: Forecast) -> list[str]:
         f"{cache}, {size_text(one.kv_bytes)} keys and values, {size_text(one.process_bytes)} program",
         f"least memory {size_text(int(one.least))}; on disk {size_text(one.disk_bytes)}; begins after about "
         f"{one.load_s:.1f} s of reading" + ("" if one.placement == "resident" else
-                                            f"; {one.hit_rate:.0%} of experts expected in memory when needed"),
+                                            f"; {one.hit_rate:.0%} of experts expected in memory when needed, "
+                                            + ("by replay of what earlier runs chose" if one.measured_routing else
+                                               "if all are equally likely (run it once with --stats to know)")),
     ]
 
 
@@ -306,24 +319,41 @@ def _row(name: str, one: Forecast) -> tuple[str, ...]:
             f"{one.cold_tokens_per_s:.3g}", f"{one.first_token_s:.3g} s", f"{one.joules_per_token:.3g} J")
 
 
-def after_run(path: Path, stats: RunStats, kv_dtype: torch.dtype = torch.float32) -> str:
-    """One line for `run --stats`: the forecast beside what happened, from the machine as `plan` last measured it."""
+def after_run(path: Path, stats: RunStats, kv_dtype: torch.dtype = torch.float32,
+              chosen: Sequence[Experts] = ()) -> tuple[str, Forecast | None]:
+    """For `run --stats`: one line with the forecast beside what happened, and the forecast, None without a machine as
+    `plan` last measured it. It knows nothing of this run but its lengths and slots: what earlier runs chose says how
+    often experts are found. Then what this one chose (`chosen`, for each decoding step) is added to that."""
+    _, config, entry_of, reader = find_model(path)
+    routing = routing_of(path, config)
+    if chosen and config.is_moe:
+        record(path, routing_sizes(config), chosen)
     saved = saved_path()
     if not saved.is_file():
-        return "no forecast to compare with: run `libremoe plan PATH` once, which measures this machine"
-    machine = from_file(saved)
-    _, config, entry_of, reader = find_model(path)
+        return "no forecast to compare with: run `libremoe plan PATH` once, which measures this machine", None
     sizes = next(iter(offered_sizes(config, entry_of, reader).values()))
-    return comparison(of_run(sizes, machine, stats, kv_dtype=kv_dtype), stats)
+    one = of_run(sizes, from_file(saved), stats, kv_dtype=kv_dtype, routing=routing)
+    return comparison(one, stats), one
+
+
+def routing_sizes(config: ModelConfig) -> tuple[int, int, int]:
+    return config.n_layers, config.n_experts, config.n_experts_per_tok
+
+
+def routing_of(path: Path, config: ModelConfig) -> Routing | None:
+    """What earlier runs of a model chose."""
+    return recorded(path, routing_sizes(config)) if config.is_moe else None
 
 
 def of_run(sizes: Sizes, machine: Machine, stats: RunStats, hit_rate: float | None = None,
-           kv_dtype: torch.dtype = torch.float32) -> Forecast:
-    """The forecast for a run's own prompt, length and slots. What it hit is forecast as well, where it is not given."""
+           kv_dtype: torch.dtype = torch.float32, routing: Routing | None = None) -> Forecast:
+    """The forecast for a run's own prompt, length and slots, which begin empty. What it hits is forecast as well, where
+    it is not given."""
     most = sizes.config.context_len
     slots = stats.experts.n_slots if stats.experts is not None else sizes.n_experts
     return forecast(sizes, machine, float("inf"), min(most, stats.prompt_tokens + stats.tokens // 2), 1,
-                    min(most, stats.prompt_tokens), slots=slots, hit_rate=hit_rate, kv_dtype=kv_dtype)
+                    min(most, stats.prompt_tokens), slots=slots, hit_rate=hit_rate, kv_dtype=kv_dtype,
+                    routing=routing, run_steps=max(1, stats.tokens - 1))
 
 
 def comparison(one: Forecast, stats: RunStats) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from libremoe import throughput
-from libremoe.engine.sequence import Logprob
+from libremoe.engine.sequence import Experts, Logprob
 from libremoe.errors import LibremoeError
-from libremoe.language_model import LanguageModel, load
+from libremoe.language_model import LanguageModel, Piece, load
 from libremoe.sampling import SamplingParams
 from libremoe.streaming import Trace
+
+if TYPE_CHECKING:
+    from libremoe.forecast import Forecast
 
 DEFAULT_MODEL = Path(__file__).with_name("default_model")
 DEFAULT_NAME = "libremoe-small"
@@ -36,19 +42,34 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is not None:
         _record(lm, args.trace)
     if args.json:
-        return _print_json(lm, prompt, params)
-    if isinstance(prompt, list) and lm.tokenizer is None:
-        for piece in lm.pieces(prompt, params):
+        return _print_json(lm, prompt, params, args)
+    chosen: list[Experts] = []
+    as_ids = isinstance(prompt, list) and lm.tokenizer is None
+    for piece in _pieces(lm, prompt, params, chosen, args):
+        if as_ids:
             print(*piece.tokens, end=" ", flush=True)
-    else:
-        for text in lm.stream(prompt, params):
-            print(text, end="", flush=True)
+        elif piece.text:
+            print(piece.text, end="", flush=True)
     print()
     if args.stats:
-        from libremoe.plan import after_run
-
-        print(lm.stats.describe(), after_run(args.path, lm.stats, lm.kv_dtype), sep="\n", file=sys.stderr)
+        print(lm.stats.describe(), _compared(lm, chosen, args)[0], sep="\n", file=sys.stderr)
     return 0
+
+
+def _pieces(lm: LanguageModel, prompt: str | list[int], params: SamplingParams, chosen: list[Experts],
+            args: argparse.Namespace) -> Iterator[Piece]:
+    """lm.pieces, and with --stats what each decoding step of one token chose, if it was the model's own choice."""
+    watched = args.stats and params.experts is None and not args.draft
+    for i, piece in enumerate(lm.pieces(prompt, params, report_experts=watched)):
+        if i and piece.experts is not None:
+            chosen.append(piece.experts)
+        yield piece
+
+
+def _compared(lm: LanguageModel, chosen: list[Experts], args: argparse.Namespace) -> tuple[str, Forecast | None]:
+    from libremoe.plan import after_run
+
+    return after_run(args.path, lm.stats, lm.kv_dtype, chosen)
 
 
 def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
@@ -122,9 +143,10 @@ def _standard_input() -> str:
         raise LibremoeError(f"standard input: not UTF-8 at byte {error.start}") from None
 
 
-def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingParams) -> int:
+def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingParams, args: argparse.Namespace) -> int:
     text, tokens, finish_reason = [], [], None
-    for piece in lm.pieces(prompt, params):
+    chosen: list[Experts] = []
+    for piece in _pieces(lm, prompt, params, chosen, args):
         record = {"text": piece.text, "tokens": piece.tokens}
         if params.logprobs is not None:
             record["logprobs"] = [_logprob(one) for one in piece.logprobs]
@@ -133,6 +155,9 @@ def _print_json(lm: LanguageModel, prompt: str | list[int], params: SamplingPara
         tokens += piece.tokens
         finish_reason = piece.finish_reason or finish_reason
     whole = {"text": "".join(text), "tokens": tokens, "finish_reason": finish_reason, "stats": lm.stats.to_dict()}
+    forecast = _compared(lm, chosen, args)[1] if args.stats else None
+    if forecast is not None:
+        whole["forecast"] = dataclasses.asdict(forecast)
     print(json.dumps(whole))
     return 0
 

@@ -29,7 +29,11 @@ from libremoe.experts import Expert
 
 HUGE_PAGE = 2 << 20
 LOOKAHEAD = 2  # layers whose experts are guessed
-GUESSING_TOKENS = 8  # more tokens than these touch nearly all experts: all are read
+# Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
+# that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
+# FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
+FEW_GUESSED, MANY_GUESSED = 32, 4
+MANY_TOKENS = 8  # more than these are many
 
 
 class Source(Protocol):
@@ -147,11 +151,12 @@ class StreamedExperts:
         with self._lock:
             self._count(layer, ids)
             guesses = self._guesses(layer, x_ND)
+            most = max(1, len(self._slots) // (MANY_GUESSED if len(x_ND) > MANY_TOKENS else FEW_GUESSED))
         try:
             while waiting:
                 with self._lock:
                     self._begin(layer, waiting, pinned)
-                    self._read_ahead(guesses)
+                    self._read_ahead(guesses, most)
                 wave = self._arrived(layer, waiting, pinned)
                 waiting = [e for e in waiting if e not in wave]
                 yield wave
@@ -160,7 +165,7 @@ class StreamedExperts:
         finally:
             with self._lock:
                 self._unpin(pinned, list(pinned))
-                self._read_ahead(guesses)
+                self._read_ahead(guesses, most)
 
     def _count(self, layer: int, ids: Sequence[int]) -> None:
         for held in self._slots:
@@ -231,27 +236,34 @@ class StreamedExperts:
         return slot.expert
 
     def _guesses(self, layer: int, x_ND: torch.Tensor) -> list[Key]:
-        """What the next layers will probably choose, the most urgent first. Many tokens choose all there is."""
+        """What the next layers will probably choose, the most urgent first: the nearest layer, and in it what the most
+        tokens choose."""
         found: list[Key] = []
         for ahead in range(layer + 1, min(layer + 1 + LOOKAHEAD, self._n_layers)):
             predictor = self._predictors[ahead]
-            if len(x_ND) > GUESSING_TOKENS or self._n_active == self._n_experts:
+            if self._n_active == self._n_experts:
                 found += [(ahead, e) for e in range(self._n_experts)]
             elif predictor is not None:
-                scores = x_ND.float() @ predictor.T
-                found += [(ahead, e) for e in scores.topk(self._n_active, dim=1).indices.unique().tolist()]
+                votes = (x_ND.float() @ predictor.T).topk(self._n_active, dim=1).indices.flatten()
+                counts = votes.bincount(minlength=self._n_experts)
+                found += [(ahead, e) for e in counts.argsort(descending=True, stable=True).tolist() if counts[e]]
         return found
 
-    def _read_ahead(self, guesses: list[Key]) -> None:
-        """Begin to read what was guessed, in place of experts that are there and wait for nobody."""
+    def _read_ahead(self, guesses: list[Key], most: int) -> None:
+        """Begin to read what was guessed, in place of experts that are there and wait for nobody, until so many slots
+        are taken by guesses."""
+        n_guessed = sum(slot.guessed for slot in self._slots)
         for key in guesses:
             if key in self._where:
                 continue
+            if n_guessed >= most:
+                return
             slot = self._free_slot() or self._give_up(_is_idle)
             if slot is None:
                 return
             self._read_into(slot, key, GUESSED)
             slot.guessed = True
+            n_guessed += 1
             self._stats.guesses += 1
 
     def _slot_for_needed(self) -> _Slot | None:

@@ -21,6 +21,7 @@ LAYERS = [
     {"tokenizer"},
     {"ops", "weights"},
     {"streaming"},
+    {"routing"},
     {"experts", "batch", "direct_read", "eviction"},
     {"quant", "config", "sandbox", "live"},
     {"errors", "progress", "memory", "answer_file", "_kernels"},

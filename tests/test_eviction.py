@@ -97,7 +97,7 @@ def test_between_equals_the_one_whose_turn_is_the_farthest_goes() -> None:
 
 
 def _trace(steps: list[list[list[int]]], n_experts: int) -> replay.Trace:
-    return replay.Trace("made", len(steps[0]), n_experts, 1, steps)
+    return replay.Trace(len(steps[0]), n_experts, 1, steps, "made")
 
 
 def skewed(n_steps: int, n_layers: int = 8, n_experts: int = 8, seed: int = 0) -> replay.Trace:

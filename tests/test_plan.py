@@ -17,11 +17,13 @@ from tiny import LLAMA, MIXTRAL
 from libremoe import cli, plan
 from libremoe.config import PRESETS
 from libremoe.convert import convert
-from libremoe.errors import LibremoeError
+from libremoe.direct_read import Piece
+from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.forecast import PROCESS_BYTES, Sizes, distinct_experts, forecast, total
 from libremoe.language_model import RunStats
 from libremoe.loading import MARGIN, working_bytes
 from libremoe.machine import RESERVE, Machine, Rates, amount, disk_rate, from_file, to_toml
+from libremoe.routing import Routing
 from libremoe.weights import open_checkpoint
 from libremoe.weights.native_layout import ALIGN
 
@@ -70,11 +72,33 @@ def test_a_step_with_half_of_the_experts_on_disk() -> None:
     one = forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100)
     assert (one.placement, one.slots, one.hit_rate, one.cache_bytes) == ("streamed", 4, 0.5, 4 * GB)
     compute = 0.02 + 0.08 + KV / 45e9 + 0.003
-    assert total(one.terms) == pytest.approx(2 * 2 * 0.5 + compute - 0.5 * compute)  # half of the shorter hides
-    assert total(one.cold_terms) == pytest.approx(2 * 2 + compute - 0.5 * compute)
+    # Each layer lacks one of its two experts, and the other one's computing, half of 0.08 s, hides behind the reading.
+    assert total(one.terms) == pytest.approx(2 * 2 * 0.5 + compute - 0.04)
+    assert total(one.cold_terms) == pytest.approx(2 * 2 + compute - 0.04)
     assert forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, hit_rate=0.75).slots == 4
     known = forecast(SIZES, MACHINE, 2 * GB, context=100, slots=6)
-    assert total(known.terms) == pytest.approx(1 + compute - 0.5 * compute)
+    assert total(known.terms) == pytest.approx(1 + compute - 0.02)  # every other layer lacks one
+
+
+def test_a_prompt_reads_what_the_run_begins_without() -> None:
+    """100 tokens touch all experts, whose reading is longer than computing and hides it."""
+    half = AROUND + 4 * GB
+    assert forecast(SIZES, MACHINE, half, context=100, prompt=100).first_token_s == pytest.approx(4)
+    assert forecast(SIZES, MACHINE, half, context=100, prompt=100, run_steps=9).first_token_s == pytest.approx(8)
+
+
+def test_what_earlier_runs_chose_gives_the_hit_rate() -> None:
+    """Two experts of each layer, always the same: four slots hold them, three lack one or two a step."""
+    steady = Routing(2, 4, 2, [[[0, 1], [2, 3]]] * 10)
+    one = forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, routing=steady)
+    assert one.hit_rate == 1 and one.measured_routing and "experts from disk" not in {t.name for t in one.terms}
+    short = forecast(SIZES, MACHINE, context=100, slots=3, routing=steady)
+    assert 0 < short.hit_rate < 1
+    assert "earlier runs" in {t.name: t.formula for t in short.terms}["experts from disk"]
+    many = forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, batch=8, routing=steady)
+    assert many.hit_rate == many.slots / 8 and not many.measured_routing
+    run = forecast(SIZES, MACHINE, AROUND + 4 * GB, context=100, routing=steady, run_steps=5)
+    assert 0.5 < run.hit_rate < 1  # the prompt has left others in the slots
 
 
 def test_the_least_memory_is_the_least() -> None:
@@ -181,9 +205,11 @@ def test_the_disk_is_read(tmp_path: Path) -> None:
     big, small = tmp_path / "big", tmp_path / "small"
     big.write_bytes(os.urandom(32 << 20))
     small.write_bytes(b"x")
-    rate = disk_rate([big, small])
+    rate = disk_rate([Piece(big, 4096 + 5, (20 << 20) + 1), Piece(small, 0, 1), Piece(big, 0, 32 << 20)])
     assert rate is not None and rate > 1e6
-    assert disk_rate([small]) is None
+    assert disk_rate([Piece(small, 0, 1)]) is None and disk_rate([]) is None
+    with pytest.raises(CheckpointError, match="too early"):
+        disk_rate([Piece(big, 0, 33 << 20)])
 
 
 def command(capsys, *args: object) -> tuple[int, str, str]:
@@ -233,6 +259,13 @@ def test_this_machine_is_measured_and_a_run_is_compared_with_it(capsys, tmp_path
     assert code == 0 and machine["read"] > 1e8 and machine["rates"]["int8"]["decode"] > 1e6 and machine["layer_s"] > 0
     assert from_file(tmp_path / "libremoe" / "machine.toml").cores == machine["cores"]
     assert "forecast: first token after" in command(capsys, *run)[2]
+    config = open_checkpoint(CKPT).config
+    assert len(plan.routing_of(CKPT, config).steps) == 2 * 3  # of both runs, without their first tokens
+    answer = json.loads(command(capsys, *run, "--json")[1].splitlines()[-1])
+    assert answer["forecast"]["tokens_per_s"] > 0
+    for flag in (("--experts", 1), ("--draft", 2)):  # not the model's own choice
+        command(capsys, *run, *flag)
+    assert len(plan.routing_of(CKPT, config).steps) == 3 * 3
 
 
 def test_the_comparison_is_a_ratio() -> None:
