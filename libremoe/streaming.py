@@ -34,6 +34,9 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
 FEW_GUESSED, MANY_GUESSED = 32, 4
 MANY_TOKENS = 8  # more than these are many
+# Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
+# layers guess nothing for one token, and one in PROBED tells whether that has changed.
+TRUSTED, PROBED, FORGETTING = 0.25, 16, 0.8
 
 
 class Source(Protocol):
@@ -116,6 +119,7 @@ class StreamedExperts:
         if n_slots < 1:
             raise LibremoeError(f"{budget / 1e9:.2f} GB are left for experts, and one needs {slot_bytes / 1e9:.2f} GB")
         self._policy = Policy(n_slots, n_layers)
+        self._trust, self._doubted = 0.5, 0  # share of the last guesses that were right; times that it was too low
         self.trace: Trace | None = None
         self._predictors: list[torch.Tensor | None] = [None] * n_layers
         self._reader = reader or DirectReader()
@@ -150,8 +154,7 @@ class StreamedExperts:
         pinned: list[_Slot] = []
         with self._lock:
             self._count(layer, ids)
-            guesses = self._guesses(layer, x_ND)
-            most = max(1, len(self._slots) // (MANY_GUESSED if len(x_ND) > MANY_TOKENS else FEW_GUESSED))
+            guesses, most = self._guesses(layer, x_ND)
         try:
             while waiting:
                 with self._lock:
@@ -171,7 +174,7 @@ class StreamedExperts:
         for held in self._slots:
             if held.guessed and held.key is not None and held.key[0] == layer and held.key[1] not in ids:
                 held.guessed = False  # a wrong guess is no more worth keeping than any other expert
-                self._stats.wasted += 1
+                self._judge(False)
         for e in ids:
             slot = self._where.get((layer, e))
             if slot is None:
@@ -179,8 +182,15 @@ class StreamedExperts:
                 continue
             self._stats.hits += 1
             self._policy.hit((layer, e))
-            self._stats.foreseen += slot.guessed
+            if slot.guessed:
+                self._judge(True)
             slot.guessed = False
+
+    def _judge(self, right: bool) -> None:
+        """Count a guess that was used or given up."""
+        self._stats.foreseen += right
+        self._stats.wasted += not right
+        self._trust = FORGETTING * self._trust + (1 - FORGETTING) * right
 
     def _begin(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> None:
         """Pin what is there or coming, and begin to read what is not, as far as slots can be had."""
@@ -235,10 +245,17 @@ class StreamedExperts:
             raise RuntimeError(f"slot of {slot.key} holds nothing")
         return slot.expert
 
-    def _guesses(self, layer: int, x_ND: torch.Tensor) -> list[Key]:
+    def _guesses(self, layer: int, x_ND: torch.Tensor) -> tuple[list[Key], int]:
         """What the next layers will probably choose, the most urgent first: the nearest layer, and in it what the most
-        tokens choose."""
+        tokens choose; and how many slots guesses may have."""
         found: list[Key] = []
+        if len(x_ND) > MANY_TOKENS:
+            most = max(1, len(self._slots) // MANY_GUESSED)
+        else:
+            most = max(1, len(self._slots) // FEW_GUESSED)
+            self._doubted += self._trust < TRUSTED
+            if self._trust < TRUSTED and self._doubted % PROBED:
+                return [], 0
         for ahead in range(layer + 1, min(layer + 1 + LOOKAHEAD, self._n_layers)):
             predictor = self._predictors[ahead]
             if self._n_active == self._n_experts:
@@ -247,7 +264,7 @@ class StreamedExperts:
                 votes = (x_ND.float() @ predictor.T).topk(self._n_active, dim=1).indices.flatten()
                 counts = votes.bincount(minlength=self._n_experts)
                 found += [(ahead, e) for e in counts.argsort(descending=True, stable=True).tolist() if counts[e]]
-        return found
+        return found, most
 
     def _read_ahead(self, guesses: list[Key], most: int) -> None:
         """Begin to read what was guessed, in place of experts that are there and wait for nobody, until so many slots
@@ -281,7 +298,8 @@ class StreamedExperts:
         if len(kept) == len(self._where):
             return None
         slot = self._where[self._policy.evict(kept)]
-        self._stats.wasted += slot.guessed
+        if slot.guessed:
+            self._judge(False)
         if slot.request is not None:
             self._reader.cancel(slot.request)
             slot.request.done.wait()  # what is under way still writes to the slot

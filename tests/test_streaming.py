@@ -134,6 +134,25 @@ def test_what_is_guessed_is_mostly_what_comes(folder: Path) -> None:
     store_of(model).close()
 
 
+@pytest.mark.parametrize(("right", "most_reads"), [(True, 10), (False, 45)])
+def test_guesses_that_are_wrong_are_soon_left_out(folder: Path, right: bool, most_reads: int) -> None:
+    """100 passes in which each layer uses experts 0 and 1, with slots for these ten and four more. Routers that say so
+    cost no read; routers that say 6 and 7 are asked seldom, and their guesses hold one slot at a time."""
+    model = streamed(open_checkpoint(folder), 14)
+    store, x = store_of(model), torch.ones(1, SMALL.dim)
+    says = torch.zeros(8, SMALL.dim)
+    says[[0, 1] if right else [6, 7]] = 1
+    store.foresee_with([None] + [says] * (SMALL.n_layers - 1))
+    for _ in range(100):
+        for layer in range(SMALL.n_layers):
+            assert {e for wave in store.waves(layer, [0, 1], x) for e in wave} == {0, 1}
+            assert sum(slot.guessed for slot in store._slots) <= 1
+    stats = store.stats()
+    assert stats.misses + stats.guesses <= most_reads and stats.hits + stats.misses == 1000
+    assert stats.wasted == 0 if right else stats.foreseen == 0
+    store.close()
+
+
 def test_the_trace_has_what_was_chosen(folder: Path, tmp_path: Path) -> None:
     import json
 
