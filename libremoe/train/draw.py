@@ -59,6 +59,10 @@ _STARTS = "Bel Bram Cal Cor Dor El Fen Gar Hol Is Jar Kel Lor Mar Nor Or Pel Qui
 _MIDDLES = "a e i o u an en ar er ol in or ad im es al"
 _ENDS = "ford ton ville mora dale mont ria vik na by field lin port stad sund wick burg ley nis dor"
 _FAMILY = "son er ez ard in eau sen ov man ley is ini ault ard ell etti aud"
+_ONSETS = ["b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "ph", "pl", "pr", "qu", "r", "s", "sc", "sh", "sl", "sp", "st", "t", "th", "tr", "v", "w", "y", "z"]
+_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "au", "ea", "ee", "ie", "oa", "oo", "ou", "y"]
+_CODAS = [*"nrslmtkdgpxz", "", "", "", "", "", "ck", "nd", "ng", "nt", "rd", "rn", "rt", "ss", "st", "th"]
+UNUSUAL = 0.4  # of the names of training: letters by lot, so that a name is copied and not guessed from its beginning
 
 
 class Draw:
@@ -116,12 +120,24 @@ class Draw:
 
     def place(self) -> str:
         """An invented place: nobody can know it by heart, so what is said of it must be read."""
+        if self._is_unusual():
+            return self.spelled()
         return self._invented(lambda: self.pick(_STARTS.split()) + self.middle() + self.pick(_ENDS.split()))
 
     def person(self) -> str:
         """A first name and an invented family name."""
+        if self._is_unusual():
+            return f"{self.spelled() if self.chance(0.5) else self.word('name')} {self.spelled()}"
         family = self._invented(lambda: self.pick(_STARTS.split()) + self.middle() + self.pick(_FAMILY.split()))
         return f"{self.word('name')} {family}"
+
+    def spelled(self) -> str:
+        """A name of one to three syllables that no list has."""
+        syllables = (self.pick(_ONSETS) + self.pick(_VOWELS) + self.pick(_CODAS) for _ in range(self.number(1, 3)))
+        return capital("".join(syllables))
+
+    def _is_unusual(self) -> bool:
+        return not self.held_out and self.chance(UNUSUAL)
 
     def middle(self) -> str:
         return self.pick(_MIDDLES.split()) if self.chance(0.5) else ""

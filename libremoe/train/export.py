@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from libremoe.config import ModelConfig
 from libremoe.convert import convert_reader
 from libremoe.errors import LibremoeError
 from libremoe.experts import Expert, Weight
-from libremoe.quant import QuantTensor
 from libremoe.train import checkpoint
 from libremoe.train.loop import Run, score
-from libremoe.train.network import Parameters, network
-from libremoe.weights import TensorEntry, open_checkpoint, parameter_names
+from libremoe.train.network import Parameters, network, parameters_of
+from libremoe.weights import TensorEntry, parameter_names
 from libremoe.weights.native_layout import PARTS
 from libremoe.weights.native_writer import write_small
 
@@ -78,10 +76,7 @@ def rounding_costs(run: Run, reader: TrainedReader) -> dict[str, dict[str, float
     for format in ("int8", "int4"):
         with tempfile.TemporaryDirectory() as folder:
             convert_reader(reader, Path(folder) / "model", format, head, shown=False)
-            rounded = open_checkpoint(Path(folder) / "model")
-            weights = {name: rounded.read(name) for name in parameter_names(recipe.model)}
-            costs[format] = _scores(run, {name: nn.Parameter(_plain(w).float().to(run.device))
-                                          for name, w in weights.items()})
+            costs[format] = _scores(run, parameters_of(Path(folder) / "model", recipe.model, run.device))
     return costs
 
 
@@ -89,7 +84,3 @@ def _scores(run: Run, parameters: Parameters) -> dict[str, float]:
     model = network(run.recipe.model, parameters, run.dtype)
     return {name: round(score(model, shard, run.tokenizer, run.recipe, device=run.device)[0], 5)
             for name, shard in run.valid.items()}
-
-
-def _plain(weight: Weight) -> torch.Tensor:
-    return weight.dequantize() if isinstance(weight, QuantTensor) else weight

@@ -7,6 +7,7 @@ checkpoint to the same bits, on the same processor with the same number of threa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import signal
@@ -21,11 +22,11 @@ from types import FrameType
 import numpy as np
 import torch
 
-from libremoe.errors import LibremoeError
+from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.model import Transformer
 from libremoe.tokenizer import Tokenizer, open_tokenizer
 from libremoe.train import checkpoint
-from libremoe.train.network import Parameters, RouterWatch, network, new_parameters, route_at_random
+from libremoe.train.network import Parameters, RouterWatch, network, new_parameters, parameters_of, route_at_random
 from libremoe.train.ops import cross_entropy_sum
 from libremoe.train.optim import Optimizer, clip, has_fast_bfloat16
 from libremoe.train.recipe import Recipe
@@ -60,15 +61,20 @@ class Run:
     """A training run in memory: recipe, shards, parameters, optimizer, history. Made new or from out's checkpoint."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, device: str = "cpu", resume: bool = False,
-                 random_routing: bool = False, dtype: torch.dtype | None = None):
-        """dtype: of activations and products; None: bfloat16 where the device multiplies it faster, else float32."""
+                 random_routing: bool = False, dtype: torch.dtype | None = None, start: Path | None = None):
+        """dtype: of activations and products; None: bfloat16 where the device multiplies it faster, else float32.
+        start: a model to go on from, in place of random weights."""
         self.recipe, self.data, self.out, self.device = recipe, data, out, device
         self.shards = {stage.shard: Shard(data / stage.shard) for stage in recipe.stages}
         self.valid = {p.name: Shard(p) for p in sorted(data.glob("valid-*")) if (p / "meta.json").is_file()}
         self.tokenizer = _tokenizer(data, recipe)
         self.starts = {s.name: self.shards[s.shard].row_starts(recipe.train.context, s.whole_documents)
                        for s in recipe.stages}
-        self.parameters = new_parameters(recipe.model, recipe.seed, device)
+        self.start = None if start is None else {"name": start.name, "sha256": model_digest(start)}
+        self.parameters = (new_parameters(recipe.model, recipe.seed, device) if start is None else
+                           parameters_of(start, recipe.model, device))
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(recipe.train.learn_experts or ".experts." not in name)
         self.optimizer = Optimizer(self.parameters, recipe.train.optimizer, recipe.train.weight_decay)
         self.history = History()
         self._begin(resume)
@@ -97,7 +103,7 @@ class Run:
     def identity(self) -> str:
         """What must be the same when a run goes on, as text."""
         shards = {name: shard.meta.get("files", shard.meta) for name, shard in sorted(self.shards.items())}
-        return repr((self.recipe, shards))
+        return repr((self.recipe, shards) if self.start is None else (self.recipe, shards, self.start["sha256"]))
 
     def save(self) -> None:
         tensors = {f"parameter/{n}": p.data for n, p in self.parameters.items()} | self.optimizer.state
@@ -169,6 +175,16 @@ class Run:
         loads = self.history.loads
         last = loads[-max(1, len(loads) // 10) :]
         return np.mean([entry[1] for entry in last], axis=0).round(4).tolist() if last else []
+
+
+def model_digest(model: Path) -> str:
+    """sha256 of a model's manifest, which has those of its files; of a single file, its own. Raises CheckpointError."""
+    manifest = model / "manifest.json" if model.is_dir() else model
+    try:
+        with manifest.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise CheckpointError(model, "is no model to go on from: give libremoe's own folder, or a single file") from None
 
 
 def restore(tensors: dict[str, torch.Tensor], parameters: Parameters, optimizer: Optimizer | None, path: Path) -> None:

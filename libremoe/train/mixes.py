@@ -1,7 +1,8 @@
 """What a model is trained on: for each mix and stage, tokens of each part and how often the part may be seen.
 
 `cpu` is for a few million active parameters and about 20 million tokens: simple language and skills that so small a
-model can learn. `gpu` takes everything. A part is one of corpus.PARTS or gen/<generator>/<language>.
+model can learn. `gpu` takes everything. `tune` goes on from the model that `gpu` made: fresh conversations, and text again,
+which learning answers alone had driven out. A part is one of corpus.PARTS or gen/<generator>/<language>.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ SKILLS = {
     "story_chat": (220, 180), "calculator": (420, 340), "units": (100, 100), "dates": (100, 100), "cite": (1300, 1100),
     "memory": (250, 200), "forms": (200, 170), "who": (220, 220), "refuse": (60, 50), "small_talk": (110, 110),
     "know": (100, 80),
+}
+SKILLS_TUNED = {
+    "story_chat": (40, 30), "calculator": (60, 50), "units": (16, 16), "dates": (16, 16), "cite": (650, 600),
+    "memory": (60, 50), "forms": (40, 30), "who": (50, 50), "refuse": (12, 10), "small_talk": (40, 40),
+    "know": (40, 30),
 }
 MIXES: dict[str, dict[str, dict[str, Share]]] = {
     "cpu": {
@@ -67,6 +73,16 @@ MIXES: dict[str, dict[str, dict[str, Share]]] = {
             "mbpp_train": Share(), "grounded_answers": Share(), "schema_guided_dialogue": Share(2_500_000),
             "snips_requests": Share(200_000), "multiple_choice": Share(), "tatoeba_en_fr": Share(500_000),
             **_generated(SKILLS, 3),
+        },
+    },
+    "tune": {
+        "chat": {
+            "standard_ebooks": Share(120_000), "openstax_textbooks": Share(330_000), "storybooks_en": Share(60_000),
+            "open_english_wordnet": Share(120_000), "world_factbook": Share(60_000), "storybooks_fr": Share(40_000),
+            "self_dialogue": Share(220_000), "word_definitions": Share(80_000), "openstax_key_terms": Share(100_000),
+            "grounded_answers": Share(200_000), "gsm8k_train": Share(80_000), "small_talk_and_jokes": Share(),
+            "tatoeba_en_fr": Share(60_000), "self_instruct_human": Share(), "multiple_choice": Share(40_000),
+            **_generated(SKILLS_TUNED),
         },
     },
 }

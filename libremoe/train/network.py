@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 
 from libremoe.config import ModelConfig
+from libremoe.errors import LibremoeError
 from libremoe.experts import Expert
 from libremoe.model import Router, Transformer
+from libremoe.quant import QuantTensor
 from libremoe.train import ops as train_ops
-from libremoe.weights import parameter_names
+from libremoe.weights import open_checkpoint, parameter_names
 from libremoe.weights.native_layout import PARTS
 
 Parameters = dict[str, nn.Parameter]  # by the names of weights/__init__.py
@@ -50,6 +53,22 @@ def new_parameters(config: ModelConfig, seed: int, device: torch.device | str = 
             value = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
         parameters[name] = nn.Parameter(value.to(device))
     return parameters
+
+
+def parameters_of(model: Path, config: ModelConfig, device: torch.device | str = "cpu") -> Parameters:
+    """The weights of a model in any readable format, rounded ones as they are meant, as float32 parameters.
+
+    Raises LibremoeError where the model is of another shape than config.
+    """
+    reader = open_checkpoint(model)
+    wanted, found = parameter_names(config), parameter_names(reader.config)
+    if wanted != found:
+        name = next(n for n in [*wanted, *found] if wanted.get(n) != found.get(n))
+        raise LibremoeError(f"--from {model}: {name} has the shape {found.get(name)} there, and {wanted.get(name)} in the "
+                            "recipe; give the recipe the model's [model] table")
+    weights = {name: reader.read(name) for name in wanted}
+    return {name: nn.Parameter((w.dequantize() if isinstance(w, QuantTensor) else w).float().to(device, copy=True))
+            for name, w in weights.items()}
 
 
 def network(config: ModelConfig, parameters: Parameters, dtype: torch.dtype = torch.float32,

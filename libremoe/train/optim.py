@@ -25,6 +25,7 @@ class Optimizer:
     """kind: "adamw" or "muon". state: tensors by "PARAMETER/adam_m", ".../adam_v", ".../momentum"."""
 
     def __init__(self, parameters: Parameters, kind: str, weight_decay: float):
+        parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self.parameters, self.weight_decay = parameters, weight_decay
         self.muon = [n for n in parameters if kind == "muon" and _is_hidden_matrix(n)]
         self.adam = [n for n in parameters if n not in set(self.muon)]

@@ -44,7 +44,8 @@ class Training:
     """tokens: seen in all, repetitions counted. rows: of context tokens, a step; micro_rows: of these, at once.
 
     warmup and decay: shares of all steps; the rate falls in a line to final_lr * lr. balance, z: weights of the two
-    router losses. eval_every: steps; eval_rows: rows of each validation shard.
+    router losses. eval_every: steps; eval_rows: rows of each validation shard. learn_experts: False keeps them as they
+    are, for tuning what a model that is given has around them.
     """
 
     tokens: int
@@ -62,6 +63,7 @@ class Training:
     z: float = 1e-3
     eval_every: int = 200
     eval_rows: int = 32
+    learn_experts: bool = True
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
             for name, shard in {**run.shards, **run.valid}.items()}
     loads = run.final_loads()
     return {
-        "recipe": recipe.to_dict(), "seed": recipe.seed, "commit": run.history.commit, "torch": torch.__version__,
+        "recipe": recipe.to_dict(), "from": run.start, "seed": recipe.seed, "commit": run.history.commit,
+        "torch": torch.__version__,
         "parameters": recipe.model.n_params(), "active_parameters": recipe.model.n_active_params(),
         "tokens_seen": history.step * recipe.train.rows * recipe.train.context,
         "device": device_name(run.device), "threads": threads, "dtype": str(run.dtype).removeprefix("torch."),

@@ -25,7 +25,7 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: recipe, data, out, resume, device, dtype, threads, tokens, seed, dense,
+    """The command. args: recipe, data, out, start or None, resume, device, dtype, threads, tokens, seed, dense,
     checkpoint_every, json.
 
     Exit status 0; 130 where it was stopped and can be continued.
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = chosen_recipe(args)
     threads, device = set_threads(args.threads), _device(args.device)
     before = energy_counter(device)
-    work = Run(recipe, args.data, args.out, device, args.resume, dtype=DTYPES[args.dtype])
+    work = Run(recipe, args.data, args.out, device, args.resume, dtype=DTYPES[args.dtype],
+               start=args.start)
     if not work.history.step:  # a tree can change while a run of hours is going on
         work.history.commit = commit()
     if not args.json:
