@@ -386,7 +386,7 @@ def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_train_run(actions) -> None:  # type: ignore[no-untyped-def]
     run = _command(actions, "run", "libremoe.train.run:run", "train; `train RECIPE` is short for it")
-    run.add_argument("recipe", help="a .toml file, or the name of one that comes with the package: cpu, gpu, minute, tune")
+    run.add_argument("recipe", help="a .toml file, or one of the package: cpu, gpu, minute, tune")
     run.add_argument("--data", type=Path, required=True, help="the folder that `libremoe train data` made")
     run.add_argument("--out", type=Path, required=True, help="the folder of the run: checkpoint, curves, model")
     run.add_argument("--from", dest="start", type=Path, metavar="MODEL", help="go on from this model's weights")

@@ -27,7 +27,7 @@ from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.tokenizer import Tokenizer, open_tokenizer
 from libremoe.train import behaviours, corpus, pack
 from libremoe.train.decontaminate import SHORTEST, N, Overlap, evaluation_items
-from libremoe.train.draw import Draw
+from libremoe.train.draw import _ENDS, Draw
 from libremoe.train.generate import KINDS, generate
 from libremoe.train.generate_grounded import NOT_THERE, question
 from libremoe.train.generate_tools import evaluate
@@ -204,6 +204,16 @@ def test_unneeded_tools_are_offered_and_a_needed_search_is_not(lists: corpus.Wor
             continue
         assert 0.2 < sum(bool(a.tools) for a in plain) / len(plain) < 0.4
         assert any(t.name == "search" for a in plain for t in a.tools) == (kind != "cite")
+
+
+def test_names_of_training_are_partly_letters_by_lot_and_those_held_out_never(lists: corpus.WordLists) -> None:
+    for held_out in (False, True):
+        draws = [Draw(f"names/{n}", lists, "en", held_out) for n in range(400)]
+        places = [draw.place() for draw in draws]
+        ends = tuple(_ENDS.split())
+        assert all(place.isalpha() and place[0].isupper() for place in places)
+        share = sum(place.endswith(ends) for place in places) / len(places)
+        assert share == 1 if held_out else 0.5 < share < 0.8
 
 
 def test_excerpts_are_asked_about_more_than_once_and_rightly(lists: corpus.WordLists) -> None:

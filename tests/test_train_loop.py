@@ -14,12 +14,15 @@ import torch
 
 import libremoe
 from libremoe.cli import parse
+from libremoe.convert import convert
 from libremoe.errors import LibremoeError
+from libremoe.quant import QuantTensor
 from libremoe.train import checkpoint, loop, run
 from libremoe.train.card import card
 from libremoe.train.kneser_ney import KneserNey
 from libremoe.train.recipe import Recipe, dense, find_recipe, read_recipe
 from libremoe.verify import verify
+from libremoe.weights import open_checkpoint
 from tests.training import rules_shards
 
 STEPS = 12
@@ -129,6 +132,40 @@ def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
 
 
 ROUTED = 3.5  # nats a token: seeds 1 and 2 end at 3.03 and 3.04 with learned routing, at 4.20 and 4.14 with random
+
+
+def _exported(out: Path) -> dict[str, torch.Tensor]:
+    reader = open_checkpoint(out / "model")
+    weights = {name: reader.read(name) for name in reader.names()}
+    return {name: (w.dequantize() if isinstance(w, QuantTensor) else w).float() for name, w in weights.items()}
+
+
+def test_a_run_goes_on_from_a_model_and_keeps_its_experts_to_the_bit(whole: Path, small: Path, data: Path,
+                                                                     tmp_path: Path) -> None:
+    recipe = tmp_path / "kept.toml"
+    recipe.write_text(small.read_text().replace("[train]", "[train]\nlearn_experts = false")
+                      .replace("lr = 8e-3", "lr = 1e-3") + '\n[export]\nformat = "int4"\n')
+    rounded = tmp_path / "int4"
+    rounded.mkdir()
+    convert(whole / "model", rounded / "model", "int4", shown=False)
+    out = tmp_path / "run"
+    done = subprocess.run([*_command(recipe, data, out), "--from", str(rounded / "model")], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    record, before = (json.loads((folder / "train.json").read_text()) for folder in (out, whole))
+    assert record["from"] == {"name": "model", "sha256": loop.model_digest(rounded / "model")}
+    assert record["history"]["losses"][0] < before["history"]["losses"][0] - 0.1  # not from the beginning
+    old, new = _exported(rounded), _exported(out)
+    for name, weight in old.items():
+        assert torch.equal(weight, new[name]) == (".experts." in name), name
+
+
+def test_a_model_of_another_shape_is_refused_in_a_sentence(whole: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "wide.toml"
+    recipe.write_text(find_recipe("minute").read_text().replace("hidden_dim = 32", "hidden_dim = 48"))
+    for start, said in ((whole / "model", "in the recipe"), (tmp_path, "is no model to go on from")):
+        with pytest.raises(LibremoeError, match=said):
+            loop.Run(read_recipe(recipe), data, tmp_path / "run", start=start)
 
 
 @pytest.mark.parametrize("random_routing", [False, True])

@@ -59,9 +59,9 @@ _STARTS = "Bel Bram Cal Cor Dor El Fen Gar Hol Is Jar Kel Lor Mar Nor Or Pel Qui
 _MIDDLES = "a e i o u an en ar er ol in or ad im es al"
 _ENDS = "ford ton ville mora dale mont ria vik na by field lin port stad sund wick burg ley nis dor"
 _FAMILY = "son er ez ard in eau sen ov man ley is ini ault ard ell etti aud"
-_ONSETS = ["b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "ph", "pl", "pr", "qu", "r", "s", "sc", "sh", "sl", "sp", "st", "t", "th", "tr", "v", "w", "y", "z"]
-_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "au", "ea", "ee", "ie", "oa", "oo", "ou", "y"]
-_CODAS = [*"nrslmtkdgpxz", "", "", "", "", "", "ck", "nd", "ng", "nt", "rd", "rn", "rt", "ss", "st", "th"]
+_ONSETS = "b br c ch cl d dr f fl g gl gr h j k kr l m n p ph pl pr qu r s sc sh sl sp st t th tr v w y z"
+_VOWELS = "a e i o u a e i o ai au ea ee ie oa oo ou y"
+_CODAS = "n r s l m t k d g p x z ck nd ng nt rd rn rt ss st th"
 UNUSUAL = 0.4  # of the names of training: letters by lot, so that a name is copied and not guessed from its beginning
 
 
@@ -133,8 +133,11 @@ class Draw:
 
     def spelled(self) -> str:
         """A name of one to three syllables that no list has."""
-        syllables = (self.pick(_ONSETS) + self.pick(_VOWELS) + self.pick(_CODAS) for _ in range(self.number(1, 3)))
-        return capital("".join(syllables))
+        return capital("".join(self._syllable() for _ in range(self.number(1, 3))))
+
+    def _syllable(self) -> str:
+        coda = self.pick(_CODAS.split()) if self.chance(0.8) else ""
+        return self.pick(_ONSETS.split()) + self.pick(_VOWELS.split()) + coda
 
     def _is_unusual(self) -> bool:
         return not self.held_out and self.chance(UNUSUAL)

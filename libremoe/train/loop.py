@@ -184,7 +184,7 @@ def model_digest(model: Path) -> str:
         with manifest.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        raise CheckpointError(model, "is no model to go on from: give libremoe's own folder, or a single file") from None
+        raise CheckpointError(model, "is no model to go on from: give libremoe's own folder, or one file") from None
 
 
 def restore(tensors: dict[str, torch.Tensor], parameters: Parameters, optimizer: Optimizer | None, path: Path) -> None:

@@ -1,8 +1,8 @@
 """What a model is trained on: for each mix and stage, tokens of each part and how often the part may be seen.
 
 `cpu` is for a few million active parameters and about 20 million tokens: simple language and skills that so small a
-model can learn. `gpu` takes everything. `tune` goes on from the model that `gpu` made: fresh conversations, and text again,
-which learning answers alone had driven out. A part is one of corpus.PARTS or gen/<generator>/<language>.
+model can learn. `gpu` takes everything. `tune` is for going on from the model that `gpu` made: fresh conversations, and
+text again, which learning answers alone had driven out. A part is one of corpus.PARTS or gen/<generator>/<language>.
 """
 
 from __future__ import annotations

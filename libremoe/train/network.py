@@ -64,8 +64,8 @@ def parameters_of(model: Path, config: ModelConfig, device: torch.device | str =
     wanted, found = parameter_names(config), parameter_names(reader.config)
     if wanted != found:
         name = next(n for n in [*wanted, *found] if wanted.get(n) != found.get(n))
-        raise LibremoeError(f"--from {model}: {name} has the shape {found.get(name)} there, and {wanted.get(name)} in the "
-                            "recipe; give the recipe the model's [model] table")
+        raise LibremoeError(f"--from {model}: {name} has the shape {found.get(name)} there, and {wanted.get(name)} in "
+                            "the recipe; give the recipe the model's [model] table")
     weights = {name: reader.read(name) for name in wanted}
     return {name: nn.Parameter((w.dequantize() if isinstance(w, QuantTensor) else w).float().to(device, copy=True))
             for name, w in weights.items()}
