@@ -155,6 +155,13 @@ def test_a_run_goes_on_from_a_model_and_keeps_its_experts_to_the_bit(whole: Path
     record, before = (json.loads((folder / "train.json").read_text()) for folder in (out, whole))
     assert record["from"] == {"name": "model", "sha256": loop.model_digest(rounded / "model")}
     assert record["history"]["losses"][0] < before["history"]["losses"][0] - 0.1  # not from the beginning
+    assert record["before"] == {**before, "history": {"evaluations": before["history"]["evaluations"]}}
+    other = {**before, "history": {"evaluations": [entry for entry in before["history"]["evaluations"]
+                                                   if entry[0] <= 5]}}
+    text = card(record, dense=other)
+    for said in ("| tuning, of all but the experts | |", "| pretrain of the tuning |", "| before its tuning |",
+                 "| this model after 0 M tokens |", "| dense, same active size after 0 M tokens |"):
+        assert said in text
     old, new = _exported(rounded), _exported(out)
     for name, weight in old.items():
         assert torch.equal(weight, new[name]) == (".experts." in name), name

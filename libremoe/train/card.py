@@ -42,44 +42,60 @@ def card(record: dict[str, Any], dense: dict[str, Any] | None = None, baseline: 
 
 
 def _head(r: dict[str, Any]) -> str:
-    m = r["recipe"]["model"]
-    joules = r["energy"]["joules"]
-    energy = f"{joules / 3600:.0f} Wh" if joules is not None else r["energy"]["how"]
+    m, before = r["recipe"]["model"], r.get("before")
+    kept = not r["recipe"]["train"].get("learn_experts", True)
+    last = ("tuning, of all but the experts" if kept else "tuning") if before else "training"
+    tables = [*([_training("training", before)] if before else []), _training(last, r)]
     return "\n".join([
         f"# {r['recipe']['title']}", "",
         f"{r['parameters'] / 1e6:.1f} M parameters, {r['active_parameters'] / 1e6:.1f} M active for a token: "
         f"{m['n_layers']} layers of width {m['dim']}, {m['n_experts']} experts of which {m['n_experts_per_tok']} work, "
         f"vocabulary {m['vocab_size']:,}, context {m['context_len']:,}. The architecture is Grok-1's.", "",
-        "| training | |", "| --- | --- |", f"| tokens seen | {r['tokens_seen']:,} in {r['steps']:,} steps |",
+        "\n\n".join(tables), "", f"Licence of the weights: {r['recipe']['export']['licence']}."])
+
+
+def _training(title: str, r: dict[str, Any]) -> str:
+    joules = r["energy"]["joules"]
+    energy = f"{joules / 3600:.0f} Wh, by {r['energy']['how']}" if joules is not None else r["energy"]["how"]
+    return "\n".join([
+        f"| {title} | |", "| --- | --- |", f"| tokens seen | {r['tokens_seen']:,} in {r['steps']:,} steps |",
         f"| on | {r['device']}, {r['threads']} threads, torch {r['torch']} |",
         f"| time | {duration(r['seconds'])}, of the processor {duration(r['cpu_seconds'])} |",
         f"| operations | {r['operations']:.2e} |", f"| energy | {energy} |",
-        f"| seed, commit | {r['seed']}, {r['commit'] or 'not known'} |",
-        f"| licence of the weights | {r['recipe']['export']['licence']} |"])
+        f"| seed, commit | {r['seed']}, {r['commit'] or 'not known'} |"])
 
 
 def _data(r: dict[str, Any]) -> str:
     lines = ["## Trained on", "", "| stage | tokens | documents |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {shard['tokens']:,} | {shard['documents']:,} |" for name, shard in r["data"].items()]
-    report = r.get("report") or {}
     licences: dict[str, list[str]] = {}
-    for part, licence in sorted((report.get("licences") or {}).items()):
-        licences.setdefault(licence, []).append(part)
+    runs = [(" of the tuning", r), ("", r["before"])] if r.get("before") else [("", r)]
+    for said, one in reversed(runs):
+        lines += [f"| {name}{said} | {shard['tokens']:,} | {shard['documents']:,} |"
+                  for name, shard in one["data"].items()]
+        for part, licence in sorted(((one.get("report") or {}).get("licences") or {}).items()):
+            if part not in licences.setdefault(licence, []):
+                licences[licence].append(part)
     lines += ["", *(["| licence | parts of the mix |", "| --- | --- |"] if licences
                     else ["The mix left no report of licences."])]
     lines += [f"| {licence} | {', '.join(parts)} |" for licence, parts in licences.items()]
-    items = report.get("evaluation_items")
-    lines += ["", f"Texts of evaluations kept out: {sum(items.values()):,} of {len(items)} sets." if items
-              else "Nothing was compared with evaluation sets."]
+    items = [(one.get("report") or {}).get("evaluation_items") for _, one in runs]
+    lines += ["", f"Texts of evaluations kept out: {sum(items[0].values()):,} of {len(items[0])} sets."
+              if items[0] and all(items) else "Not all was compared with evaluation sets."]
     return "\n".join(lines)
 
 
 def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
+    base = r.get("before") or r
+    rows = [("this model", _last(r)), *([("before its tuning", _last(base))] if base is not r else [])]
+    if dense is not None:
+        step = min(_steps(base)[-1], _steps(dense)[-1])
+        at = "" if step == base["steps"] else f" after {step * base['tokens_seen'] // base['steps'] / 1e6:.0f} M tokens"
+        rows += [(f"this model{at}", _last(base, step))] if at else []
+        rows += [(f"dense, same active size{at or ' and tokens'}", _last(dense, step))]
     lines = ["## Held-out text", "", "| model | shard | nats a token | perplexity a character |",
              "| --- | --- | ---: | ---: |"]
-    for name, one in (("this model", r), ("dense, same active size and tokens", dense)):
-        lines += [f"| {name} | {shard} | {nats:.3f} | {math.exp(per_char):.3f} |"
-                  for shard, nats, per_char in _last(one)]
+    lines += [f"| {name} | {shard} | {nats:.3f} | {math.exp(per_char):.3f} |"
+              for name, found in rows for shard, nats, per_char in found]
     if baseline is not None:
         lines.append(f"| {baseline['order']}-gram, modified Kneser-Ney | {baseline['shard']} | "
                      f"{baseline['nats_per_token']:.3f} | {baseline['perplexity_per_character']:.3f} |")
@@ -87,9 +103,13 @@ def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[
     return "\n".join([*lines, *(["", f"Not measured: {' and '.join(missing)}."] if missing else [])])
 
 
-def _last(record: dict[str, Any] | None) -> list[tuple[str, float, float]]:
-    """The last evaluation of each shard."""
-    found = {} if record is None else {e[1]: (e[1], e[2], e[3]) for e in record["history"]["evaluations"]}
+def _steps(record: dict[str, Any]) -> list[int]:
+    return sorted({entry[0] for entry in record["history"]["evaluations"]})
+
+
+def _last(record: dict[str, Any], step: int | None = None) -> list[tuple[str, float, float]]:
+    """The last evaluation of each shard, or that at a step."""
+    found = {e[1]: (e[1], e[2], e[3]) for e in record["history"]["evaluations"] if step is None or e[0] == step}
     return list(found.values())
 
 

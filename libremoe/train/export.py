@@ -16,12 +16,12 @@ from libremoe.experts import Expert, Weight
 from libremoe.train import checkpoint
 from libremoe.train.loop import Run, score
 from libremoe.train.network import Parameters, network, parameters_of
+from libremoe.train.record import RECORD
 from libremoe.weights import TensorEntry, parameter_names
 from libremoe.weights.native_layout import PARTS
 from libremoe.weights.native_writer import write_small
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-RECORD = "train.json"
 
 
 class TrainedReader:

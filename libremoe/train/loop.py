@@ -70,6 +70,7 @@ class Run:
         self.tokenizer = _tokenizer(data, recipe)
         self.starts = {s.name: self.shards[s.shard].row_starts(recipe.train.context, s.whole_documents)
                        for s in recipe.stages}
+        self.start_path = start
         self.start = None if start is None else {"name": start.name, "sha256": model_digest(start)}
         self.parameters = (new_parameters(recipe.model, recipe.seed, device) if start is None else
                            parameters_of(start, recipe.model, device))

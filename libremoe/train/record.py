@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from libremoe.errors import CheckpointError
 from libremoe.train.loop import Run, is_balanced, step_flops
 
+RECORD = "train.json"
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
@@ -33,11 +35,22 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
         "operations": step_flops(recipe) * history.step,
         "energy": {"joules": joules, "how": _how_counted(run.device) if joules is not None
                    else "not measured: this machine has no energy counter that can be read"},
-        "data": data, "report": _report(run.data / "report.json"),
+        "data": data, "report": _report(run.data / "report.json"), "before": before_of(run.start_path),
         "final_loads": loads, "balanced": is_balanced(loads) if loads else None,
         "history": {"losses": [round(x, 4) for x in history.losses], "loads": history.loads,
                     "evaluations": history.evaluations},
     }
+
+
+def before_of(start: Path | None) -> dict[str, Any] | None:
+    """What the model that was gone on from says of its own training, but for its curves; None where it says nothing."""
+    if start is None or not (start / RECORD).is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads((start / RECORD).read_text(encoding="utf-8"))
+        return {**found, "history": {"evaluations": found["history"]["evaluations"]}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(start / RECORD, f"is no record of a training run: {error}") from None
 
 
 def energy_counter(device: str = "cpu") -> float | None:
