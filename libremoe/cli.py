@@ -16,11 +16,11 @@ from pathlib import Path
 
 from libremoe.errors import LibremoeError
 from libremoe.evals import flags as eval_flags
+from libremoe.train import flags as train_flags
 
 KV_TYPES = ("float32", "bfloat16", "int8")
 KV_HELP = ("what keys and values are kept in: int8 takes about half of bfloat16, a quarter of float32; default: the "
            "type of activations")
-TRAIN_ACTIONS = ("data", "run", "behaviours", "baseline", "card")
 MODEL_HELP = "the official checkpoint folder, a Hugging Face folder, a .gguf file, or libremoe's own folder"
 
 
@@ -66,19 +66,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of one command. Exits with code 2 and a usage line where they are wrong."""
     parser = build_parser()
     given = list(sys.argv[1:] if argv is None else argv)
-    args, rest = parser.parse_known_args(_with_action(eval_flags.with_action(given)))
+    args, rest = parser.parse_known_args(train_flags.with_action(eval_flags.with_action(given)))
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "prompt", "") is None:
         args.prompt, rest = rest[0], []  # argparse gives up an optional prompt when flags stand before it
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
-
-
-def _with_action(argv: list[str]) -> list[str]:
-    """`train RECIPE` is short for `train run RECIPE`."""
-    if len(argv) > 1 and argv[0] == "train" and argv[1] not in (*TRAIN_ACTIONS, "-h", "--help"):
-        return ["train", "run", *argv[1:]]
-    return argv
 
 
 def _function(name: str):  # type: ignore[no-untyped-def]
@@ -364,68 +357,7 @@ def _add_sandbox(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
     train = _command(commands, "train", "libremoe.train.run:run",
                      "make training data, train a model from a recipe, ask it what it has learned")
-    actions = train.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_train_data(actions)
-    _add_train_run(actions)
-    _add_train_behaviours(actions)
-    baseline = _command(actions, "baseline", "libremoe.train.kneser_ney:run",
-                        "score a 5-gram Kneser-Ney model on the same text, to compare with")
-    baseline.add_argument("--data", type=Path, required=True, help="the folder that `libremoe train data` made")
-    baseline.add_argument("--stage", default="pretrain", help="the shard to count; valid-STAGE is scored")
-    baseline.add_argument("--order", type=int, default=5)
-    baseline.add_argument("--context", type=int, default=512, help="rows as in the recipe, so that the same are scored")
-    baseline.add_argument("--rows", type=int, default=32, help="eval_rows of the recipe")
-    baseline.add_argument("--json", action="store_true")
-    card = _command(actions, "card", "libremoe.train.card:run", "write the model card from the records")
-    card.add_argument("path", type=Path, help="the folder of a finished run, or the model with its train.json")
-    card.add_argument("--dense", type=Path, metavar="DIR", help="the run of the dense model, to compare with")
-    card.add_argument("--baseline", type=Path, metavar="FILE", help="what `train baseline --json` printed")
-    card.add_argument("--behaviours", type=Path, metavar="FILE", help="scores of the behaviours, as JSON")
-    card.add_argument("--out", type=Path, help="default: standard output")
-
-
-def _add_train_run(actions) -> None:  # type: ignore[no-untyped-def]
-    run = _command(actions, "run", "libremoe.train.run:run", "train; `train RECIPE` is short for it")
-    run.add_argument("recipe", help="a .toml file, or one of the package: cpu, gpu, minute, tune")
-    run.add_argument("--data", type=Path, required=True, help="the folder that `libremoe train data` made")
-    run.add_argument("--out", type=Path, required=True, help="the folder of the run: checkpoint, curves, model")
-    run.add_argument("--from", dest="start", type=Path, metavar="MODEL", help="go on from this model's weights")
-    run.add_argument("--resume", action="store_true", help="continue the run in OUT from its last checkpoint")
-    run.add_argument("--device", help="cpu, cuda, ...; default: a GPU where there is one")
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
-                     help="of products; weights stay float32. auto: bfloat16 on GPUs and processors with AMX")
-    run.add_argument("--threads", type=int, help="default: one for each core; with 1 a run can be repeated bit for bit")
-    run.add_argument("--tokens", type=int, help="see so many tokens instead of the recipe's")
-    run.add_argument("--seed", type=int, help="instead of the recipe's")
-    run.add_argument("--dense", action="store_true", help="a model without experts of the same active size")
-    run.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS", help="default 120")
-    run.add_argument("--json", action="store_true", help="the record of the run as JSON, and no progress")
-
-
-def _add_train_data(actions) -> None:  # type: ignore[no-untyped-def]
-    data = _command(actions, "data", "libremoe.train.pack:command", "turn the training mix into shards of token ids")
-    data.add_argument("--data", type=Path, required=True, help="the folder of the mix (docs/training-data.md)")
-    data.add_argument("--out", type=Path, required=True, help="the folder to write")
-    data.add_argument("--mix", default="cpu", help="cpu (simple text for a very small model) or gpu (everything)")
-    data.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.model; default: one is trained")
-    data.add_argument("--pieces", type=int, default=4096, help="size of the tokenizer that is trained (default 4096)")
-    data.add_argument("--eval", type=Path, metavar="DIR", help="evaluation sets; what overlaps with them is dropped")
-    data.add_argument("--context", type=int, default=512, help="most tokens of a conversation (default 512)")
-    data.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens of every part (default 1)")
-    data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--json", action="store_true", help="the report as JSON")
-
-
-def _add_train_behaviours(actions) -> None:  # type: ignore[no-untyped-def]
-    asked = _command(actions, "behaviours", "libremoe.train.behaviours:command",
-                     "ask a chat model held-out questions and score what it does")
-    asked.add_argument("path", type=Path, help=MODEL_HELP)
-    asked.add_argument("--data", type=Path, required=True, help="the folder of the mix, for its word lists")
-    asked.add_argument("--items", type=int, default=200, help="questions of each behaviour and language (default 200)")
-    asked.add_argument("--seed", type=int, default=0)
-    asked.add_argument("--answers", type=Path, metavar="FILE", help="write every question and answer, as JSON lines")
-    asked.add_argument("--json", action="store_true")
-    _add_loading(asked)
+    train_flags.add_train(train, _add_loading, MODEL_HELP)
 
 
 if __name__ == "__main__":

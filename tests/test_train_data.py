@@ -446,3 +446,29 @@ def test_behaviours_ask_a_model_through_the_engine(tokenizer: Tokenizer, lists: 
         assert len(ask(None)) == len(items)  # a model without a template is asked as a base model
     finally:
         behaviours.MAX_TOKENS = behaviours_max
+
+
+def test_a_model_is_scored_on_the_rows_of_the_baseline(shards: tuple[Path, dict]) -> None:
+    """An untrained model is as good as an even guess, and the 5-gram model of the same shards far better."""
+    import dataclasses
+    import math
+
+    import tiny
+
+    from libremoe.errors import LibremoeError
+    from libremoe.language_model import LanguageModel
+    from libremoe.train.held_out import scores
+    from libremoe.train.kneser_ney import baseline
+
+    folder, report = shards
+    config = dataclasses.replace(tiny.GROK, vocab_size=report["vocab_size"], context_len=1024)
+    lm = LanguageModel(tiny.model(config), None)
+    found = scores(lm, folder, 256, 4)
+    assert set(found) == {"valid-pretrain", "valid-chat"}
+    one, other = found["valid-pretrain"], baseline(folder, "pretrain", 5, 256, 4)
+    assert one["nats_per_token"] == pytest.approx(math.log(config.vocab_size), abs=1.5)
+    characters_a_token = one["nats_per_token"] / one["nats_per_character"]
+    assert characters_a_token == pytest.approx(other["nats_per_token"] / other["nats_per_character"])
+    small = LanguageModel(tiny.model(dataclasses.replace(config, vocab_size=600)), None)
+    with pytest.raises(LibremoeError, match="made with its tokenizer"):
+        scores(small, folder, 256, 4)

@@ -126,6 +126,8 @@ def test_the_model_of_a_run_is_whole_and_answers(whole: Path) -> None:
     assert set(record["rounding"]) == {"f32", "int8", "int4"}
     exact = record["history"]["evaluations"][-1][2]
     assert record["rounding"]["f32"]["valid-pretrain"] == pytest.approx(exact, abs=0.01)  # which may be of bfloat16
+    own = {"valid-chat": {"nats_per_token": 1.5, "nats_per_character": 0.0}}
+    assert "| this model | valid-chat | 1.500 | 1.000 |" in card(record, scores={"shards": own})
     text = card(record)
     assert "| tokens seen | 12,288 in 12 steps |" in text
     assert "Not measured: the dense model and the 5-gram model." in text

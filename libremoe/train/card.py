@@ -18,9 +18,12 @@ and should not be relied on for anything that matters. It has no safety training
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: path, dense, baseline, behaviours, out. Returns 0. CheckpointError for a bad record."""
+    """The command. args: path, dense, baseline, behaviours, scores, out. Returns 0.
+
+    Raises CheckpointError for a bad record.
+    """
     dense = None if args.dense is None else read_record(args.dense)
-    others = (None if path is None else _json(path) for path in (args.baseline, args.behaviours))
+    others = (None if path is None else _json(path) for path in (args.baseline, args.behaviours, args.scores))
     text = card(read_record(args.path), dense, *others)
     if args.out is None:
         print(text, end="")
@@ -34,9 +37,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def card(record: dict[str, Any], dense: dict[str, Any] | None = None, baseline: dict[str, Any] | None = None,
-         behaviours: dict[str, Any] | None = None) -> str:
-    """The whole card. baseline, behaviours: what `train baseline` and `train behaviours` print with --json."""
-    parts = [_head(record), _data(record), _perplexity(record, dense, baseline), _behaviours(behaviours),
+         behaviours: dict[str, Any] | None = None, scores: dict[str, Any] | None = None) -> str:
+    """The whole card. baseline, behaviours, scores: what these actions of `libremoe train` print with --json."""
+    parts = [_head(record), _data(record), _perplexity(record, dense, baseline, scores), _behaviours(behaviours),
              _experts(record), _rounding(record), "## What it cannot do\n\n" + _CANNOT]
     return "\n\n".join(parts) + "\n"
 
@@ -84,9 +87,12 @@ def _data(r: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
+def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[str, Any] | None,
+                scores: dict[str, Any] | None) -> str:
     base = r.get("before") or r
-    rows = [("this model", _last(r)), *([("before its tuning", _last(base))] if base is not r else [])]
+    shards = (scores or {}).get("shards", {})
+    own = [(name, one["nats_per_token"], one["nats_per_character"]) for name, one in shards.items()] or _last(r)
+    rows = [("this model", own), *([("before its tuning", _last(base))] if base is not r else [])]
     if dense is not None:
         step = min(_steps(base)[-1], _steps(dense)[-1])
         at = "" if step == base["steps"] else f" after {step * base['tokens_seen'] // base['steps'] / 1e6:.0f} M tokens"

@@ -82,5 +82,5 @@ def rounding_costs(run: Run, reader: TrainedReader) -> dict[str, dict[str, float
 
 def _scores(run: Run, parameters: Parameters) -> dict[str, float]:
     model = network(run.recipe.model, parameters, run.dtype)
-    return {name: round(score(model, shard, run.tokenizer, run.recipe, device=run.device)[0], 5)
+    return {name: round(score(model, shard, run.tokenizer, run.recipe.train, device=run.device)[0], 5)
             for name, shard in run.valid.items()}

@@ -29,7 +29,7 @@ from libremoe.train import checkpoint
 from libremoe.train.network import Parameters, RouterWatch, network, new_parameters, parameters_of, route_at_random
 from libremoe.train.ops import cross_entropy_sum
 from libremoe.train.optim import Optimizer, clip, has_fast_bfloat16
-from libremoe.train.recipe import Recipe
+from libremoe.train.recipe import Recipe, Training
 from libremoe.train.report import Ticker
 from libremoe.train.shards import Rows, Shard, chosen_rows
 
@@ -166,7 +166,7 @@ class Run:
         found = {}
         for name, shard in self.valid.items():
             answers = any(s.answers_only and f"valid-{s.shard}" == name for s in self.recipe.stages)
-            found[name] = score(self.model, shard, self.tokenizer, self.recipe, answers, self.device)
+            found[name] = score(self.model, shard, self.tokenizer, self.recipe.train, answers, self.device)
             self.history.evaluations.append((self.history.step, name, *found[name]))
         self.watch.take()
         return found
@@ -209,10 +209,9 @@ def token_loss(model: Transformer, rows: Rows) -> torch.Tensor:
 
 
 @torch.no_grad()
-def score(model: Transformer, shard: Shard, tokenizer: Tokenizer | None, recipe: Recipe, answers_only: bool = False,
+def score(model: Transformer, shard: Shard, tokenizer: Tokenizer | None, t: Training, answers_only: bool = False,
           device: str = "cpu") -> tuple[float, float]:
     """(nats a token, nats a character) over eval_rows rows spread over a shard; nan a character without a tokenizer."""
-    t = recipe.train
     starts = shard.row_starts(t.context, answers_only)
     chosen = starts[np.unique(np.linspace(0, len(starts) - 1, min(t.eval_rows, len(starts))).astype(int))]
     lengths = None if tokenizer is None else torch.from_numpy(characters(tokenizer)).to(device)
