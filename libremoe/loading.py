@@ -47,10 +47,11 @@ class Budget:
         return " + ".join(f"{name} {value / 1e9:.2f} GB" for name, value in terms.items())
 
 
-def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 1) -> Budget:
+def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 1, tokens: int | None = None) -> Budget:
     """kv_dtype: what keys and values are kept in. batch: how many sequences are to run at once. Several share each
     expert that is read, so what lets more of them run (keys and values, longer steps) gets more of the memory than for
-    one, at the cost of experts kept.
+    one, at the cost of experts kept. tokens: that they hold together to their end, where that is known: no more memory
+    is kept for keys and values than these need.
 
     Raises LibremoeError where the model cannot be streamed, or where the least that it needs is more.
     """
@@ -61,7 +62,10 @@ def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 
     process = process_bytes() + MARGIN
     block = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
     whole_context = -(-config.context_len // BLOCK_SIZE) * block
-    kv_bytes = max(block, min(batch * whole_context, total // (10 if batch == 1 else 4) // block * block))
+    wanted = batch * whole_context
+    if tokens is not None:
+        wanted = min(wanted, (tokens // BLOCK_SIZE + batch) * block)  # each sequence may end within a block
+    kv_bytes = max(block, min(wanted, total // (10 if batch == 1 else 4) // block * block))
     step_tokens = STEP_TOKENS
     if batch > 1:
         step_tokens = max(STEP_TOKENS, min(LONG_STEP, total // 16 // token_bytes(config)))

@@ -33,6 +33,7 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
 FEW_GUESSED, MANY_GUESSED = 32, 4
+COMING = 4  # one slot in so many is given to needed experts on their way; the others keep what will be wanted again
 MANY_TOKENS = 8  # more than these are many
 # Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
 # layers guess nothing for one token, and one in PROBED tells whether that has changed.
@@ -119,6 +120,7 @@ class StreamedExperts:
         if n_slots < 1:
             raise LibremoeError(f"{budget / 1e9:.2f} GB are left for experts, and one needs {slot_bytes / 1e9:.2f} GB")
         self._policy = Policy(n_slots, n_layers)
+        self._most_coming = max(1, n_slots // COMING)
         self._trust, self._doubted = 0.5, 0  # share of the last guesses that were right; times that it was too low
         self.trace: Trace | None = None
         self._predictors: list[torch.Tensor | None] = [None] * n_layers
@@ -157,17 +159,22 @@ class StreamedExperts:
             guesses, most = self._guesses(layer, x_ND)
         try:
             while waiting:
-                with self._lock:
-                    self._begin(layer, waiting, pinned)
-                    self._read_ahead(guesses, most)
+                self._go_on(layer, waiting, pinned, guesses, most)
                 wave = self._arrived(layer, waiting, pinned)
                 waiting = [e for e in waiting if e not in wave]
+                self._go_on(layer, waiting, pinned, guesses, most)  # the disk works while the wave is computed
                 yield wave
                 with self._lock:
                     self._unpin(pinned, [self._where[layer, e] for e in wave])
         finally:
             with self._lock:
                 self._unpin(pinned, list(pinned))
+                self._read_ahead(guesses, most)
+
+    def _go_on(self, layer: int, waiting: list[int], pinned: list[_Slot], guesses: list[Key], most: int) -> None:
+        """Begin reads that can begin: of guesses only once all that is needed is there or on its way."""
+        with self._lock:
+            if self._begin(layer, waiting, pinned):
                 self._read_ahead(guesses, most)
 
     def _count(self, layer: int, ids: Sequence[int]) -> None:
@@ -192,9 +199,12 @@ class StreamedExperts:
         self._stats.wasted += not right
         self._trust = FORGETTING * self._trust + (1 - FORGETTING) * right
 
-    def _begin(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> None:
-        """Pin what is there or coming, and begin to read what is not, as far as slots can be had."""
+    def _begin(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> bool:
+        """Pin what is there or coming, and begin to read what is not, as far as slots can be had: a few at a time, so
+        that a layer of which all experts are wanted leaves to other layers what they will want again. Whether that was
+        all of them."""
         known = {slot.key for slot in pinned}
+        n_coming = sum(slot.expert is None for slot in pinned)
         there = [e for e in waiting if (layer, e) in self._where]
         for e in there + [e for e in waiting if e not in there]:
             if (layer, e) in known:
@@ -203,12 +213,14 @@ class StreamedExperts:
             if slot is not None and slot.request is not None:
                 self._reader.hurry(slot.request)
             if slot is None:
-                slot = self._slot_for_needed()
+                slot = self._slot_for_needed() if n_coming < self._most_coming else None
                 if slot is None:
-                    return
+                    return False
                 self._read_into(slot, (layer, e), NEEDED)
+            n_coming += slot.expert is None
             slot.pins += 1
             pinned.append(slot)
+        return True
 
     def _arrived(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> dict[int, Expert]:
         """Those of `waiting` that are there: at least one, for which this waits."""
