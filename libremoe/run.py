@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.prompts is not None or args.output is not None:
         raise LibremoeError("--prompts and --output belong to --throughput: add it, or give one prompt")
     prompt = _prompt(args)
-    lm = load_for(args)
+    known = params.max_tokens is not None  # how long the text can be, so that all other memory is for experts
+    lm = load_for(args, tokens=throughput.most_tokens([prompt], params.max_tokens or 0, 1) if known else None)
     if args.trace is not None and args.draft:
         raise LibremoeError("--trace records true choices, and --draft makes others: leave one of them out")
     if args.trace is not None:

@@ -32,7 +32,7 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
-FEW_GUESSED, MANY_GUESSED = 32, 4
+FEW_GUESSED, MANY_GUESSED = 32, 3
 COMING = 4  # one slot in so many is given to needed experts on their way; the others keep what will be wanted again
 MANY_TOKENS = 8  # more than these are many
 # Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
@@ -100,6 +100,7 @@ class _Slot:
     buffer: torch.Tensor  # uint8
     key: Key | None = None
     request: Request | None = None  # until it is there
+    ending: Request | None = None  # one that was cancelled, whose last reads may be under way
     expert: Expert | None = None  # views into the buffer, once it is there
     guessed: bool = False  # not used since it was read on a guess
     pins: int = 0  # computations that use it
@@ -131,7 +132,8 @@ class StreamedExperts:
         self._stats = StreamStats(n_slots, slot_bytes)
 
     def foresee_with(self, routers: Sequence[torch.Tensor | None]) -> None:
-        """routers[l] (E, D) float32: applied to what layer l - 1's experts work on, it guesses layer l's choice."""
+        """routers[l] (E, D) float32: applied to what layer l - 1's experts work on, it guesses layer l's choice; the
+        first one is applied to the hidden state before layer 0."""
         self._predictors = list(routers)
 
     def stats(self) -> StreamStats:
@@ -147,6 +149,11 @@ class StreamedExperts:
     def close(self) -> None:
         """End the reading threads."""
         self._reader.close()
+
+    def begin(self, h_ND: torch.Tensor) -> None:
+        """See ResidentExperts.begin: the disk is at work while the first layer's attention is computed."""
+        with self._lock:
+            self._read_ahead(*self._guesses(-1, h_ND))
 
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
         """See ResidentExperts.waves. Raises CheckpointError, naming file and byte, where an expert cannot be read."""
@@ -182,6 +189,10 @@ class StreamedExperts:
             if held.guessed and held.key is not None and held.key[0] == layer and held.key[1] not in ids:
                 held.guessed = False  # a wrong guess is no more worth keeping than any other expert
                 self._judge(False)
+                if held.request is not None and not held.request.done.is_set():  # nor worth reading to its end
+                    self._reader.cancel(held.request)
+                    held.ending = held.request
+                    self._forget(held)
         for e in ids:
             slot = self._where.get((layer, e))
             if slot is None:
@@ -268,7 +279,8 @@ class StreamedExperts:
             self._doubted += self._trust < TRUSTED
             if self._trust < TRUSTED and self._doubted % PROBED:
                 return [], 0
-        for ahead in range(layer + 1, min(layer + 1 + LOOKAHEAD, self._n_layers)):
+        last = 0 if layer < 0 else min(layer + LOOKAHEAD, self._n_layers - 1)
+        for ahead in range(layer + 1, last + 1):
             predictor = self._predictors[ahead]
             if self._n_active == self._n_experts:
                 found += [(ahead, e) for e in range(self._n_experts)]
@@ -314,11 +326,14 @@ class StreamedExperts:
             self._judge(False)
         if slot.request is not None:
             self._reader.cancel(slot.request)
-            slot.request.done.wait()  # what is under way still writes to the slot
+            slot.ending = slot.request
         self._forget(slot)
         return slot
 
     def _read_into(self, slot: _Slot, key: Key, priority: int) -> None:
+        if slot.ending is not None:
+            slot.ending.done.wait()  # what is under way still writes to the slot
+            slot.ending = None
         pieces = self._pieces[key]
         slot.key, self._where[key] = key, slot
         self._policy.admit(key)

@@ -154,7 +154,7 @@ def test_guesses_that_are_wrong_are_soon_left_out(folder: Path, right: bool, mos
 
 
 def test_few_slots_keep_something_when_all_experts_are_wanted(folder: Path) -> None:
-    """Forty experts in turn, over and over, in four slots: one computes, one comes, and what the others hold is used."""
+    """Forty experts in turn, again and again, in four slots: one computes, one comes, what the others hold is used."""
     model = streamed(open_checkpoint(folder), 4)
     store, x = store_of(model), torch.ones(64, SMALL.dim)
     for _ in range(12):
