@@ -415,9 +415,11 @@ def _split(buffer: torch.Tensor, pieces: list[Piece]) -> list[torch.Tensor]:
 
 
 def _buffers(n: int, size: int) -> list[torch.Tensor]:
-    """n buffers of `size` bytes, on pages of 2 MiB where the system has them: fewer address look-ups in the kernels."""
+    """n buffers of `size` bytes, on pages of 2 MiB where the system has them, which it gives for private memory only: a
+    direct read looks up each page that it writes to."""
     step = math.ceil(size / HUGE_PAGE) * HUGE_PAGE if size > HUGE_PAGE else math.ceil(size / ALIGN) * ALIGN
-    memory = mmap.mmap(-1, n * step + HUGE_PAGE)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, n * step + HUGE_PAGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
