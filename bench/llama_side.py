@@ -74,8 +74,10 @@ def main() -> None:
             decode([(sequence, args.context + step) for sequence in range(args.batch)])
             times.append(time.perf_counter() - begun)
         n_tokens = args.batch
+    mean = n_tokens * len(times) / sum(times)
     times.sort()
     print(json.dumps({"tokens_per_s": n_tokens / times[len(times) // 2], "best": n_tokens / times[0],
+                      "mean_tokens_per_s": mean,
                       "total_s": time.perf_counter() - started}))
 
 

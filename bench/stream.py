@@ -19,11 +19,15 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from disk import disk_rate, drop_pages, weight_files
 from memory_cap import run_capped
 from side_by_side import HERE, median, report
 
+from libremoe.language_model import LanguageModel
 from libremoe.memory import available_bytes, parse_bytes
+from libremoe.sampling import SamplingParams
+from libremoe.streaming import StreamStats
 
 
 def main() -> None:
@@ -62,7 +66,8 @@ def decode(args: argparse.Namespace) -> dict:
             before = disk_rate(args.path, args.seconds)
             result = run_capped(command, limit)
             rates.append((before + disk_rate(args.path, args.seconds)) / 2)
-            results[label].append({**result, "disk_gb_per_s": rates[-1]})
+            # Of all steps: one that reads takes many times one that does not, and a median would be either.
+            results[label].append({**result, "disk_gb_per_s": rates[-1], "tokens_per_s": result["mean_tokens_per_s"]})
     rows = report(f"decode with {args.memory}, {tokens} tokens, cold", results)
     ours = results["libremoe"]
     rows["reading"] = share_of_disk(ours)
@@ -131,33 +136,64 @@ def side_command(args: argparse.Namespace, *more: str) -> list[str]:
             "--context", str(args.context), *more]
 
 
+class Dictated:
+    """A constraint that allows one token at a time: the very tokens that the rival is given."""
+
+    def __init__(self, tokens: list[int], vocab_size: int):
+        self.tokens, self.vocab_size = list(tokens), vocab_size
+
+    def mask(self) -> torch.Tensor:
+        allowed = torch.zeros(self.vocab_size, dtype=torch.bool)
+        allowed[self.tokens[0]] = True
+        return allowed
+
+    def accept(self, token: int) -> None:
+        self.tokens.pop(0)
+
+
 def side(args: argparse.Namespace) -> dict:
-    """One process: random ids through the engine, as a person's go; sampled, or random weights would repeat one."""
+    """One process: random ids through the engine, the same that the rival gets (llama_side.py): a prompt, then one
+    token a step, dictated, since what each side would draw differs and so would the experts that it needs."""
     from libremoe.language_model import load
 
-    lm = load(args.path, memory=None if args.resident else args.memory)
+    n_tokens = args.tokens + (1 if args.prefill else args.context + 1)
+    lm = load(args.path, **({} if args.resident else {"memory": args.memory, "tokens": n_tokens}))
     if lm.streamed is None and not args.resident:
         raise SystemExit(f"{args.path} fits into {args.memory}: nothing is streamed")
-    rng = random.Random(0)
-    ids = [rng.randrange(3, lm.config.vocab_size) for _ in range(args.tokens if args.prefill else args.context)]
-    n_new = 1 if args.prefill else args.tokens + 1
-    if len(ids) + n_new > lm.engine.max_tokens:  # the engine and its cache are made now, not in what is timed
-        raise SystemExit(f"{args.memory} have room for {lm.engine.max_tokens} tokens, {len(ids) + n_new} are asked for")
+    rng, vocab_size = random.Random(0), lm.config.vocab_size
+    ids = [rng.randrange(3, vocab_size) for _ in range(args.tokens if args.prefill else args.context)]
+    said = [rng.randrange(3, vocab_size) for _ in range(1 if args.prefill else args.tokens + 1)]
+    if len(ids) + len(said) > lm.engine.max_tokens:  # the engine and its cache are made now, not in what is timed
+        raise SystemExit(f"{args.memory} have room for {lm.engine.max_tokens} tokens, {len(ids) + len(said)} are asked "
+                         "for")
+    if args.resident:  # once before, or the weights' first touch would count as computing
+        times_of(lm, [rng.randrange(3, vocab_size) for _ in ids], said[:1])
     began = time.perf_counter()
-    before = lm.streamed.stats() if lm.streamed is not None and args.prefill else None
-    times = []
-    for _ in lm.pieces(ids, temperature=1.0, seed=0, max_tokens=n_new, ignore_eos=True):
-        times.append(time.perf_counter())
-        if lm.streamed is not None and before is None:
-            before = lm.streamed.stats()  # what the prompt did is not decoding
+    times, before = times_of(lm, ids, said)
     each = sorted(b - a for a, b in zip(times, times[1:], strict=False)) or [times[0] - began]
     found = {"seconds": times[-1] - (began if args.prefill else times[0]), "tokens_per_s": 1 / each[len(each) // 2]}
+    if not args.prefill:
+        found["mean_tokens_per_s"] = (len(times) - 1) / found["seconds"]
     if lm.streamed is None or before is None:
         return found
-    stats = lm.streamed.stats().minus(before)
+    # What the prompt did is not decoding.
+    stats = lm.streamed.stats() if args.prefill else lm.streamed.stats().minus(before)
     n_experts = lm.config.n_layers * max(lm.config.n_experts, 1)  # a prompt of hundreds of tokens touches all of them
     return {**found, **vars(stats), "hit_rate": stats.hit_rate, "gb_per_s": stats.gb_per_s, "n_experts": n_experts,
             "expert_bytes": stats.slot_bytes}
+
+
+def times_of(lm: LanguageModel, ids: list[int], said: list[int]) -> tuple[list[float], StreamStats | None]:
+    """When each token came, and the counters when the first one did."""
+    params = SamplingParams(temperature=0, max_tokens=len(said), ignore_eos=True)
+    lm.engine.add(ids, params, constraint=Dictated(said, lm.config.vocab_size))
+    times: list[float] = []
+    before = None
+    while len(times) < len(said):
+        times += [time.perf_counter() for output in lm.engine.step() if output.token is not None]
+        if times and before is None and lm.streamed is not None:
+            before = lm.streamed.stats()
+    return times, before
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from side_by_side import compare
 
 from libremoe.language_model import LanguageModel, load
 from libremoe.sampling import SamplingParams
-from libremoe.throughput import answers, engine_for
+from libremoe.throughput import answers, engine_for, most_tokens
 
 SIDES = ("one by one", "at once")
 
@@ -52,7 +52,8 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """One side, in this process."""
     at_once = args.side == "at once"
-    lm = load(args.path, memory=args.memory, batch=args.prompts if at_once else 1)
+    tokens = most_tokens([[0] * args.prompt_tokens] * args.prompts, args.tokens, args.prompts)
+    lm = load(args.path, memory=args.memory, **({"batch": args.prompts, "tokens": tokens} if at_once else {}))
     prompts = made_prompts(lm, args)
     params = SamplingParams(temperature=0, max_tokens=args.tokens, ignore_eos=True)
     began = time.perf_counter()

@@ -6,8 +6,10 @@ sequence owns a table of block numbers, so sequences can share blocks and need n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from libremoe.config import ModelConfig
@@ -91,7 +93,11 @@ class KVCache:
         self.seen = torch.ones(n_blocks, BLOCK_SIZE, dtype=torch.bool, device=device)
 
         def empty() -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
+            if torch.device(device).type != "cpu":
+                return torch.zeros(shape, dtype=dtype, device=device)
+            # From the system, which gives zeroed pages when they are first touched: writing zeros to gigabytes that a
+            # short text never reaches takes seconds.
+            return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
         def scales() -> torch.Tensor | None:
             return torch.zeros(shape[:3], device=device) if dtype == torch.int8 else None

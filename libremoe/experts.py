@@ -42,6 +42,9 @@ class ResidentExperts:
         """Experts of a layer that are in memory now: all."""
         return set(range(len(self._experts[layer])))
 
+    def begin(self, h_ND: torch.Tensor) -> None:
+        """A step begins. h_ND: the hidden state before the first layer, from which a store that streams guesses."""
+
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
         """Experts of `ids`, each in one wave. A wave's experts may be gone once the next one is asked for.
 

@@ -19,7 +19,7 @@ from libremoe.batch import KVCache
 from libremoe.config import ModelConfig
 from libremoe.errors import LibremoeError
 from libremoe.loading import MARGIN, STEP_TOKENS, working_bytes
-from libremoe.machine import Machine
+from libremoe.machine import Machine, Rates, prefill_rows
 from libremoe.progress import size_text
 from libremoe.routing import Routing, reads_per_step
 from libremoe.streaming import MANY_TOKENS
@@ -223,13 +223,14 @@ def _weights(sizes: Sizes, machine: Machine, n_tokens: float, n_distinct_tokens:
         rates, n_params = machine.rate(format), sizes.touched_params[format]
         if format == _head_format(sizes):
             n_params = n_params - round((1 - head) * config.vocab_size * config.dim)
-        terms.append(_roofline(f"shared weights, {format}", n_bytes, 2 * n_tokens * n_params, rates.decode,
-                               rates.prefill))
+        terms.append(_roofline(f"shared weights, {format}", n_bytes, 2 * n_tokens * n_params, rates, n_tokens,
+                               prefill_rows(format)))
     rates = machine.rate(sizes.format)
     n_bytes = round(distinct_experts(config, max(1, round(n_distinct_tokens))) * config.n_layers * sizes.expert)
     n_ops = 2 * n_tokens * config.n_layers * max(config.n_experts_per_tok, 1) * 3 * config.dim * config.hidden_dim
     name = "experts" if config.is_moe else "feed-forwards"
-    terms.append(_roofline(f"{name}, {sizes.format}", n_bytes, n_ops, rates.decode, rates.prefill))
+    n_rows = n_tokens * max(config.n_experts_per_tok, 1) / distinct_experts(config, max(1, round(n_distinct_tokens)))
+    terms.append(_roofline(f"{name}, {sizes.format}", n_bytes, n_ops, rates, n_rows, prefill_rows(sizes.format)))
     return terms
 
 
@@ -241,11 +242,16 @@ def _head_format(sizes: Sizes) -> str:
     return (others or fits or [sizes.format])[0]
 
 
-def _roofline(name: str, n_bytes: int, n_ops: float, read: float, compute: float) -> Term:
-    by_bytes, by_ops = n_bytes / read, n_ops / compute
-    if by_bytes >= by_ops:
-        return Term(name, by_bytes, f"{size_text(n_bytes)} / {_rate(read)}")
-    return Term(name, by_ops, f"{n_ops / 1e12:.2f} T operations / {_rate(compute, 'op')}")
+def _roofline(name: str, n_bytes: int, n_ops: float, rates: Rates, n_rows: float, measured_rows: int) -> Term:
+    """Weights with n_rows rows each: all is reading for one row, all is arithmetic for as many as the rate of computing
+    was measured with, and between these reading and unpacking a weight is shared by the rows that there are."""
+    alone = max(0.0, 1 - (n_rows - 1) / (measured_rows - 1))
+    by_bytes, by_ops = n_bytes / rates.decode, n_ops / rates.prefill
+    reads = f"{size_text(n_bytes)} / {_rate(rates.decode)}"
+    computes = f"{n_ops / 1e12:.2f} T operations / {_rate(rates.prefill, 'op')}"
+    if n_rows <= 1 or by_bytes >= by_ops + alone * by_bytes:
+        return Term(name, by_bytes, reads)
+    return Term(name, by_ops + alone * by_bytes, computes + (f" + {alone:.0%} of {reads}" if alone else ""))
 
 
 def _overhead(sizes: Sizes, machine: Machine, n_steps: int) -> list[Term]:

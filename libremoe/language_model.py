@@ -114,6 +114,7 @@ def load(
     batch: int = 1,
     draft: int = 0,
     kv: torch.dtype | str | None = None,
+    tokens: int | None = None,
 ) -> LanguageModel:
     """A model from the official Grok-1 folder, a Hugging Face folder, a GGUF file or libremoe's own folder.
 
@@ -122,9 +123,9 @@ def load(
     the weights, or None where there is none. mmap: map the files instead of reading them (the official folder and
     libremoe's own). progress(done, total): called as bytes are read. memory: bytes, or "12G", that this process may
     occupy in all; what the model needs beyond is streamed from the disk (docs/streaming.md). batch: for how many
-    sequences at once that memory is shared out. draft: how many tokens to guess ahead with the experts in memory.
-    kv: what keys and values are kept in, torch.float32, torch.bfloat16 or torch.int8 or their names; by default the
-    type of activations.
+    sequences at once that memory is shared out; tokens: how many they hold together, where that is known. draft: how
+    many tokens to guess ahead with the experts in memory. kv: what keys and values are kept in, torch.float32,
+    torch.bfloat16 or torch.int8 or their names; by default the type of activations.
 
     Raises CheckpointError for files that cannot be used, LibremoeError where they do not fit into memory, or where
     the tokenizer belongs to another model.
@@ -143,7 +144,7 @@ def load(
     found = _tokenizer(reader, tokenizer)
     if memory is None:
         return LanguageModel(build(reader, activations, progress), found, draft=draft, kv_dtype=kv_dtype)
-    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, kv_dtype, batch)
+    budget = plan_budget(reader, parse_bytes(memory) if isinstance(memory, str) else memory, kv_dtype, batch, tokens)
     if reader.kind in STREAMABLE:
         reader.drop_pages = True  # type: ignore[attr-defined]
     model = (build(reader, activations, progress) if budget.expert_bytes is None

@@ -47,10 +47,11 @@ class Budget:
         return " + ".join(f"{name} {value / 1e9:.2f} GB" for name, value in terms.items())
 
 
-def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 1) -> Budget:
+def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 1, tokens: int | None = None) -> Budget:
     """kv_dtype: what keys and values are kept in. batch: how many sequences are to run at once. Several share each
     expert that is read, so what lets more of them run (keys and values, longer steps) gets more of the memory than for
-    one, at the cost of experts kept.
+    one, at the cost of experts kept. tokens: that they hold together to their end, where that is known: no more memory
+    is kept for keys and values, and for what a step computes with, than these need.
 
     Raises LibremoeError where the model cannot be streamed, or where the least that it needs is more.
     """
@@ -61,10 +62,14 @@ def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 
     process = process_bytes() + MARGIN
     block = KVCache.bytes_per_token(config, kv_dtype) * BLOCK_SIZE
     whole_context = -(-config.context_len // BLOCK_SIZE) * block
-    kv_bytes = max(block, min(batch * whole_context, total // (10 if batch == 1 else 4) // block * block))
+    wanted = batch * whole_context
+    if tokens is not None:
+        wanted = min(wanted, (tokens // BLOCK_SIZE + batch) * block)  # each sequence may end within a block
+    kv_bytes = max(block, min(wanted, total // (10 if batch == 1 else 4) // block * block))
     step_tokens = STEP_TOKENS
     if batch > 1:
         step_tokens = max(STEP_TOKENS, min(LONG_STEP, total // 16 // token_bytes(config)))
+    step_tokens = step_tokens if tokens is None else max(batch, min(step_tokens, tokens))
     work = working_bytes(config, step_tokens, max(batch, 16))
     left = total - process - shared - kv_bytes - work
     if left >= experts:
@@ -75,7 +80,8 @@ def plan_budget(reader: Reader, total: int, kv_dtype: torch.dtype, batch: int = 
     one = slot_size(reader.expert_pieces(layer, e)  # type: ignore[attr-defined]
                     for layer in range(config.n_layers) for e in range(max(config.n_experts, 1)))
     if left < one:  # the least of everything else, and one expert
-        step_tokens, work = STEP_TOKENS, working_bytes(config, STEP_TOKENS, max(batch, 16))
+        step_tokens = min(step_tokens, STEP_TOKENS)
+        work = working_bytes(config, step_tokens, max(batch, 16))
         left = total - process - shared - work - one
         kv_bytes = max(block, min(kv_bytes, left // block * block))
         left = total - process - shared - kv_bytes - work
@@ -154,9 +160,10 @@ def build_streamed(reader: Reader, budget: Budget, dtype: torch.dtype = torch.fl
 
 
 def _predictors(model: Transformer) -> list[torch.Tensor | None]:
-    """For each layer its router, for what the layer before it sees; None for the first."""
+    """For each layer its router, for what the layer before it sees; for the first, for the hidden state before it."""
     blocks: list[Any] = list(model.blocks)
-    return [None, *(router_for(after.ffn_norm.weight, after.moe.router.weight, before.ffn_norm.weight)
+    first = blocks[0].moe.router.weight.float() * blocks[0].ffn_norm.weight.float()
+    return [first, *(router_for(after.ffn_norm.weight, after.moe.router.weight, before.ffn_norm.weight)
                     for before, after in itertools.pairwise(blocks))]
 
 

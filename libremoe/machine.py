@@ -227,6 +227,11 @@ def _fastest(call: Callable[[], object], repeats: int) -> float:
     return best
 
 
+def prefill_rows(format: str) -> int:
+    """Tokens at once with which a format's rate of computing is measured."""
+    return 32 if format in ("f32", "bf16", "f16") else 128
+
+
 def _kernel_rates(format: str) -> Rates:
     """Feed-forwards of 50 M weights, four of them in turn so that no cache holds them."""
     import torch
@@ -238,7 +243,7 @@ def _kernel_rates(format: str) -> Rates:
     shapes = ((hidden_dim, dim), (hidden_dim, dim), (dim, hidden_dim))
     n_experts = 2 if format in ("f32", "bf16") else 4
     experts = [Expert(*(_some_weight(format, *shape) for shape in shapes)) for _ in range(n_experts)]
-    one, many = torch.randn(1, dim), torch.randn(32 if format in ("f32", "bf16") else 128, dim)
+    one, many = torch.randn(1, dim), torch.randn(prefill_rows(format), dim)
 
     def run(x: torch.Tensor, which: list[Expert]) -> None:
         with torch.inference_mode():

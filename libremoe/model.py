@@ -31,6 +31,8 @@ class Experts(Protocol):
 
     def resident(self, layer: int) -> set[int]: ...
 
+    def begin(self, h_ND: torch.Tensor) -> None: ...
+
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterable[Mapping[int, Expert]]: ...
 
 
@@ -168,7 +170,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, read: Read, experts: Experts, ops: ModuleType,
                  dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.config, self.ops, self.dtype = config, ops, dtype
+        self.config, self.ops, self.dtype, self.experts = config, ops, dtype, experts
         self.embed = read("embed.weight")
         self.blocks = nn.ModuleList(Block(config, i, read, experts, ops) for i in range(config.n_layers))
         self.norm = RMSNorm(read("norm.weight"), config.norm_eps, ops)
@@ -178,6 +180,8 @@ class Transformer(nn.Module):
         """(N, D): the residual stream after the last layer and the final norm."""
         h_ND = self.ops.embed(tokens_N, self.embed).to(self.dtype) * self.config.embed_scale
         seen_N = self._seen(tokens_N, kv)
+        if not batch.resident_only:
+            self.experts.begin(h_ND)
         for i, block in enumerate(self.blocks):
             h_ND = block(h_ND, batch, None if kv is None else kv.layers[i], seen_N)
         return self.norm(h_ND)

@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
     """Stream args.prompt's completion to stdout; with args.json one object a piece, then the whole. Returns 0."""
     params = sampling_params(args)
     if args.throughput:
-        return throughput.run(args, lambda: load_for(args, args.batch), params)
+        return throughput.run(args, lambda tokens: load_for(args, args.batch, tokens), params)
     if args.prompts is not None or args.output is not None:
         raise LibremoeError("--prompts and --output belong to --throughput: add it, or give one prompt")
     prompt = _prompt(args)
-    lm = load_for(args)
+    known = params.max_tokens is not None  # how long the text can be, so that all other memory is for experts
+    lm = load_for(args, tokens=throughput.most_tokens([prompt], params.max_tokens or 0, 1) if known else None)
     if args.trace is not None and args.draft:
         raise LibremoeError("--trace records true choices, and --draft makes others: leave one of them out")
     if args.trace is not None:
@@ -72,11 +73,11 @@ def _compared(lm: LanguageModel, chosen: list[Experts], args: argparse.Namespace
     return after_run(args.path, lm.stats, lm.kv_dtype, chosen)
 
 
-def load_for(args: argparse.Namespace, batch: int = 1) -> LanguageModel:
-    """The model that a command's loading flags ask for, with a progress bar on a terminal. batch: see load()."""
+def load_for(args: argparse.Namespace, batch: int = 1, tokens: int | None = None) -> LanguageModel:
+    """The model that a command's loading flags ask for, with a progress bar on a terminal. Rest: see load()."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     loaded = partial(load, args.path, dtype=dtype, tokenizer=args.tokenizer, mmap=args.mmap, memory=args.memory,
-                     batch=batch, draft=args.draft, kv=args.kv)
+                     batch=batch, draft=args.draft, kv=args.kv, tokens=tokens)
     if not sys.stderr.isatty():
         return loaded()
     from rich.console import Console

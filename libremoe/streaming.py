@@ -32,7 +32,8 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
-FEW_GUESSED, MANY_GUESSED = 32, 4
+FEW_GUESSED, MANY_GUESSED = 32, 3
+COMING = 4  # one slot in so many is given to needed experts on their way; the others keep what will be wanted again
 MANY_TOKENS = 8  # more than these are many
 # Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
 # layers guess nothing for one token, and one in PROBED tells whether that has changed.
@@ -99,6 +100,7 @@ class _Slot:
     buffer: torch.Tensor  # uint8
     key: Key | None = None
     request: Request | None = None  # until it is there
+    ending: Request | None = None  # one that was cancelled, whose last reads may be under way
     expert: Expert | None = None  # views into the buffer, once it is there
     guessed: bool = False  # not used since it was read on a guess
     pins: int = 0  # computations that use it
@@ -119,6 +121,7 @@ class StreamedExperts:
         if n_slots < 1:
             raise LibremoeError(f"{budget / 1e9:.2f} GB are left for experts, and one needs {slot_bytes / 1e9:.2f} GB")
         self._policy = Policy(n_slots, n_layers)
+        self._most_coming = max(1, n_slots // COMING)
         self._trust, self._doubted = 0.5, 0  # share of the last guesses that were right; times that it was too low
         self.trace: Trace | None = None
         self._predictors: list[torch.Tensor | None] = [None] * n_layers
@@ -129,7 +132,8 @@ class StreamedExperts:
         self._stats = StreamStats(n_slots, slot_bytes)
 
     def foresee_with(self, routers: Sequence[torch.Tensor | None]) -> None:
-        """routers[l] (E, D) float32: applied to what layer l - 1's experts work on, it guesses layer l's choice."""
+        """routers[l] (E, D) float32: applied to what layer l - 1's experts work on, it guesses layer l's choice; the
+        first one is applied to the hidden state before layer 0."""
         self._predictors = list(routers)
 
     def stats(self) -> StreamStats:
@@ -146,6 +150,11 @@ class StreamedExperts:
         """End the reading threads."""
         self._reader.close()
 
+    def begin(self, h_ND: torch.Tensor) -> None:
+        """See ResidentExperts.begin: the disk is at work while the first layer's attention is computed."""
+        with self._lock:
+            self._read_ahead(*self._guesses(-1, h_ND))
+
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
         """See ResidentExperts.waves. Raises CheckpointError, naming file and byte, where an expert cannot be read."""
         if self.trace is not None:
@@ -157,11 +166,10 @@ class StreamedExperts:
             guesses, most = self._guesses(layer, x_ND)
         try:
             while waiting:
-                with self._lock:
-                    self._begin(layer, waiting, pinned)
-                    self._read_ahead(guesses, most)
+                self._go_on(layer, waiting, pinned, guesses, most)
                 wave = self._arrived(layer, waiting, pinned)
                 waiting = [e for e in waiting if e not in wave]
+                self._go_on(layer, waiting, pinned, guesses, most)  # the disk works while the wave is computed
                 yield wave
                 with self._lock:
                     self._unpin(pinned, [self._where[layer, e] for e in wave])
@@ -170,11 +178,21 @@ class StreamedExperts:
                 self._unpin(pinned, list(pinned))
                 self._read_ahead(guesses, most)
 
+    def _go_on(self, layer: int, waiting: list[int], pinned: list[_Slot], guesses: list[Key], most: int) -> None:
+        """Begin reads that can begin: of guesses only once all that is needed is there or on its way."""
+        with self._lock:
+            if self._begin(layer, waiting, pinned):
+                self._read_ahead(guesses, most)
+
     def _count(self, layer: int, ids: Sequence[int]) -> None:
         for held in self._slots:
             if held.guessed and held.key is not None and held.key[0] == layer and held.key[1] not in ids:
                 held.guessed = False  # a wrong guess is no more worth keeping than any other expert
                 self._judge(False)
+                if held.request is not None and not held.request.done.is_set():  # nor worth reading to its end
+                    self._reader.cancel(held.request)
+                    held.ending = held.request
+                    self._forget(held)
         for e in ids:
             slot = self._where.get((layer, e))
             if slot is None:
@@ -192,9 +210,12 @@ class StreamedExperts:
         self._stats.wasted += not right
         self._trust = FORGETTING * self._trust + (1 - FORGETTING) * right
 
-    def _begin(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> None:
-        """Pin what is there or coming, and begin to read what is not, as far as slots can be had."""
+    def _begin(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> bool:
+        """Pin what is there or coming, and begin to read what is not, as far as slots can be had: a few at a time, so
+        that a layer of which all experts are wanted leaves to other layers what they will want again. Whether that was
+        all of them."""
         known = {slot.key for slot in pinned}
+        n_coming = sum(slot.expert is None for slot in pinned)
         there = [e for e in waiting if (layer, e) in self._where]
         for e in there + [e for e in waiting if e not in there]:
             if (layer, e) in known:
@@ -203,12 +224,14 @@ class StreamedExperts:
             if slot is not None and slot.request is not None:
                 self._reader.hurry(slot.request)
             if slot is None:
-                slot = self._slot_for_needed()
+                slot = self._slot_for_needed() if n_coming < self._most_coming else None
                 if slot is None:
-                    return
+                    return False
                 self._read_into(slot, (layer, e), NEEDED)
+            n_coming += slot.expert is None
             slot.pins += 1
             pinned.append(slot)
+        return True
 
     def _arrived(self, layer: int, waiting: list[int], pinned: list[_Slot]) -> dict[int, Expert]:
         """Those of `waiting` that are there: at least one, for which this waits."""
@@ -256,7 +279,8 @@ class StreamedExperts:
             self._doubted += self._trust < TRUSTED
             if self._trust < TRUSTED and self._doubted % PROBED:
                 return [], 0
-        for ahead in range(layer + 1, min(layer + 1 + LOOKAHEAD, self._n_layers)):
+        last = 0 if layer < 0 else min(layer + LOOKAHEAD, self._n_layers - 1)
+        for ahead in range(layer + 1, last + 1):
             predictor = self._predictors[ahead]
             if self._n_active == self._n_experts:
                 found += [(ahead, e) for e in range(self._n_experts)]
@@ -302,11 +326,14 @@ class StreamedExperts:
             self._judge(False)
         if slot.request is not None:
             self._reader.cancel(slot.request)
-            slot.request.done.wait()  # what is under way still writes to the slot
+            slot.ending = slot.request
         self._forget(slot)
         return slot
 
     def _read_into(self, slot: _Slot, key: Key, priority: int) -> None:
+        if slot.ending is not None:
+            slot.ending.done.wait()  # what is under way still writes to the slot
+            slot.ending = None
         pieces = self._pieces[key]
         slot.key, self._where[key] = key, slot
         self._policy.admit(key)
@@ -388,9 +415,11 @@ def _split(buffer: torch.Tensor, pieces: list[Piece]) -> list[torch.Tensor]:
 
 
 def _buffers(n: int, size: int) -> list[torch.Tensor]:
-    """n buffers of `size` bytes, on pages of 2 MiB where the system has them: fewer address look-ups in the kernels."""
+    """n buffers of `size` bytes, on pages of 2 MiB where the system has them, which it gives for private memory only: a
+    direct read looks up each page that it writes to."""
     step = math.ceil(size / HUGE_PAGE) * HUGE_PAGE if size > HUGE_PAGE else math.ceil(size / ALIGN) * ALIGN
-    memory = mmap.mmap(-1, n * step + HUGE_PAGE)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, n * step + HUGE_PAGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)

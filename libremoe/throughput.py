@@ -53,8 +53,9 @@ class Answer:
     error: str | None = None
 
 
-def run(args: argparse.Namespace, load: Callable[[], LanguageModel], params: SamplingParams) -> int:
-    """Answer the prompts of args.prompts into args.output. Returns 0, or 1 where a prompt could not be answered."""
+def run(args: argparse.Namespace, load: Callable[[int], LanguageModel], params: SamplingParams) -> int:
+    """Answer the prompts of args.prompts into args.output. load: makes the model, is told how many tokens all sequences
+    hold together. Returns 0, or 1 where a prompt could not be answered."""
     if args.prompt is not None or args.ids is not None:
         raise LibremoeError("--throughput takes its prompts from --prompts FILE, none from the command line")
     for flag in ("prompts", "output"):
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace, load: Callable[[], LanguageModel], params: Sam
         if n_before and not args.json:
             print(f"{n_before} of {len(prompts)} prompts were answered before", file=sys.stderr)
         if n_before < len(prompts):
-            seconds = _answer_missing(load(), prompts, params, file, args)
+            model = load(most_tokens([prompt.content for prompt in prompts], params.max_tokens or 0, args.batch))
+            seconds = _answer_missing(model, prompts, params, file, args)
         file.finish()
         summary = _summary(file.done, n_before, seconds)
     print(json.dumps(summary) if args.json else _sentence(summary, args.output), flush=True)
@@ -96,6 +98,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix == ".txt":
         return [Prompt(line) for _, line in filled]
     return [_prompt(path, i, line) for i, line in filled]
+
+
+def most_tokens(prompts: Sequence[str | list[int]], max_tokens: int, batch: int) -> int:
+    """That `batch` sequences at once hold to their end, before there is a tokenizer: a text has fewer tokens than
+    twice its bytes and the marks that are put before it."""
+    lengths = [2 * len(content.encode()) + 4 if isinstance(content, str) else len(content) for content in prompts]
+    return sum(sorted((n + max_tokens for n in lengths), reverse=True)[:batch])
 
 
 def answers(lm: LanguageModel, engine: Engine, asked: Sequence[tuple[int, str | list[int], SamplingParams]],

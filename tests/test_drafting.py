@@ -44,6 +44,9 @@ class PartlyResident:
             self._allowed[layer] = allowed
         return allowed
 
+    def begin(self, h_ND):
+        self._experts.begin(h_ND)
+
     def waves(self, layer, ids, x_ND):
         allowed = self._allowed.pop(layer, None)
         if allowed is not None and not set(ids) <= allowed:

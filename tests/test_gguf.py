@@ -54,6 +54,9 @@ class AllExperts:
         self.experts = {}
         self.reader = reader
 
+    def begin(self, h_ND):
+        pass
+
     def waves(self, layer, ids, x_ND):
         yield {e: self.get(layer, e) for e in ids}
 

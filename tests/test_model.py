@@ -213,6 +213,9 @@ def test_only_chosen_experts_are_fetched() -> None:
     source, asked = network("tiny-grok1"), []
 
     class Counting:
+        def begin(self, h_ND: torch.Tensor) -> None:
+            pass
+
         def waves(self, layer: int, ids: list[int], x_ND: torch.Tensor) -> Iterator[dict[int, Expert]]:
             for e in ids:  # one at a time
                 asked.append((layer, e))

@@ -153,6 +153,18 @@ def test_guesses_that_are_wrong_are_soon_left_out(folder: Path, right: bool, mos
     store.close()
 
 
+def test_few_slots_keep_something_when_all_experts_are_wanted(folder: Path) -> None:
+    """Forty experts in turn, again and again, in four slots: one computes, one comes, what the others hold is used."""
+    model = streamed(open_checkpoint(folder), 4)
+    store, x = store_of(model), torch.ones(64, SMALL.dim)
+    for _ in range(12):
+        for layer in range(SMALL.n_layers):
+            for _ in store.waves(layer, range(8), x):
+                assert sum(slot.request is not None and not slot.guessed for slot in store._slots) <= 1
+    assert store.stats().hits - store.stats().foreseen >= 10
+    store.close()
+
+
 def test_the_trace_has_what_was_chosen(folder: Path, tmp_path: Path) -> None:
     import json
 

@@ -16,6 +16,7 @@ import torch
 
 from libremoe import cli
 from libremoe.answer_file import AnswerFile
+from libremoe.batch import BLOCK_SIZE, KVCache
 from libremoe.config import preset
 from libremoe.engine.engine import Engine
 from libremoe.errors import LibremoeError
@@ -23,7 +24,7 @@ from libremoe.language_model import LanguageModel
 from libremoe.loading import Budget, build, build_streamed, plan_budget
 from libremoe.sampling import SamplingParams
 from libremoe.streaming import slot_size
-from libremoe.throughput import answers, engine_for, read_prompts
+from libremoe.throughput import answers, engine_for, most_tokens, read_prompts
 from libremoe.tiny import make_tiny
 from libremoe.weights import open_checkpoint
 
@@ -281,3 +282,11 @@ def test_a_budget_for_many_gives_more_to_keys_and_steps(folder: Path) -> None:
     one, many = (plan_budget(reader, 2 << 30, torch.float32, batch) for batch in (1, 64))
     assert many.kv_bytes >= one.kv_bytes and many.step_tokens > one.step_tokens == 512
     assert many.total == one.total
+    known = plan_budget(reader, 2 << 30, torch.float32, 64, tokens=640)
+    block = KVCache.bytes_per_token(reader.config, torch.float32) * BLOCK_SIZE
+    assert known.kv_bytes == min(many.kv_bytes, (10 + 64) * block) < many.kv_bytes
+
+
+def test_the_tokens_of_prompts_are_bounded_before_they_are_counted() -> None:
+    assert most_tokens([[1, 2, 3], [4]], 10, 8) == 13 + 11 and most_tokens([[1, 2, 3], [4]], 10, 1) == 13
+    assert most_tokens(["ab\u00e9"], 0, 8) == 2 * 4 + 4

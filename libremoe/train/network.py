@@ -34,6 +34,9 @@ class LearningExperts:
         prefix = f"layers.{layer}.experts."
         return {int(name.removeprefix(prefix).split(".")[0]) for name in self._parameters if name.startswith(prefix)}
 
+    def begin(self, h_ND: torch.Tensor) -> None:
+        """A step begins; there is nothing to prepare."""
+
     def waves(self, layer: int, ids: Sequence[int], x_ND: torch.Tensor) -> Iterator[Mapping[int, Expert]]:
         """All experts of `ids` in one wave."""
         names = {e: [f"layers.{layer}.experts.{e}.{part}.weight" for part in PARTS] for e in ids}
