@@ -140,7 +140,8 @@ def _add_chat(commands) -> None:  # type: ignore[no-untyped-def]
     chat = _command(commands, "chat", "libremoe.chat.terminal:run", "a conversation in the terminal")
     chat.add_argument("path", type=Path, nargs="?", help=f"{MODEL_HELP}; default: the one that comes with the package")
     chat.add_argument("--persona", default="regular", help="regular, fun, coder, teacher, or one's own (docs/chat.md)")
-    chat.add_argument("--language", choices=("en", "fr"), help="of the system prompt; default: of the environment")
+    chat.add_argument("--lang", "--language", dest="language", choices=("en", "fr"),
+                      help="of our lines and the system prompt; default: by LC_ALL or LANG, else en")
     _add_data(chat)
     _add_loading(chat)
     _add_sampling(chat)

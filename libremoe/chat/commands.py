@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from libremoe.chat.conversation import Conversation, Turn
 from libremoe.chat.message import Text
 from libremoe.errors import LibremoeError
+from libremoe.french import told
 
 if TYPE_CHECKING:
     from libremoe.chat.terminal import Terminal
@@ -36,21 +37,21 @@ async def obey(terminal: Terminal, line: str) -> bool:
 async def _help(terminal: Terminal, rest: str) -> None:
     """what can be typed"""
     for name, command in COMMANDS.items():
-        terminal.say(f"/{name:<11} {command.__doc__}")
-    terminal.say("/quit        leave (also Ctrl-D). Esc or Ctrl-C stops an answer.")
+        terminal.say(f"/{name:<11} {told(command.__doc__ or '', terminal.language)}")
+    terminal.tell("/quit        leave (also Ctrl-D). Esc or Ctrl-C stops an answer.")
 
 
 async def _new(terminal: Terminal, rest: str) -> None:
     """begin a new conversation"""
     terminal.conversation = None
     terminal.allowed.clear()
-    terminal.say("(a new conversation)")
+    terminal.tell("(a new conversation)")
 
 
 async def _list(terminal: Terminal, rest: str) -> None:
     """the last conversations; /open N goes on with one"""
     for i, one in enumerate(terminal.store.conversations(LISTED), 1):
-        terminal.say(f"{i:3} {one.title or '(no title)'}")
+        terminal.say(f"{i:3} {one.title or told('(no title)', terminal.language)}")
 
 
 async def _open(terminal: Terminal, rest: str) -> None:
@@ -124,7 +125,7 @@ async def _atlas(terminal: Terminal, rest: str) -> None:
     counts = next((t.details["atlas"] for t in reversed(terminal.path()) if "atlas" in t.details), None)
     if counts is None:
         raise LibremoeError("there is no answer of a model with experts yet")
-    terminal.console.print(atlas_table(counts), soft_wrap=False)
+    terminal.console.print(atlas_table(counts, terminal.language), soft_wrap=False)
 
 
 async def _search(terminal: Terminal, rest: str) -> None:
@@ -137,7 +138,7 @@ async def _search(terminal: Terminal, rest: str) -> None:
         place = order.index(hit.conversation_id) + 1 if hit.conversation_id in order else "-"
         terminal.say(f"{place:>3} {hit.title}: {' '.join(hit.snippet.split())}")
     if not hits:
-        terminal.say("(nowhere)")
+        terminal.tell("(nowhere)")
 
 
 async def _export(terminal: Terminal, rest: str) -> None:
@@ -149,7 +150,7 @@ async def _export(terminal: Terminal, rest: str) -> None:
     if not rest or write is None:
         raise LibremoeError("/export takes a file whose name ends with .md, .json or .html")
     _write_whole(path, write(conversation, terminal.store.turns(conversation.id)))
-    terminal.say(f"written: {path}")
+    terminal.tell("written: {path}", path=path)
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -175,7 +176,7 @@ async def _import(terminal: Terminal, rest: str) -> None:
     found = read_export(content)
     for conversation, turns in found:
         terminal.store.insert(conversation, turns)
-    terminal.say(f"{len(found)} conversations taken in")
+    terminal.tell("conversations taken in: {n}", n=len(found))
 
 
 async def _persona(terminal: Terminal, rest: str) -> None:
@@ -201,7 +202,10 @@ async def _live(terminal: Terminal, rest: str) -> None:
         terminal.live = rest == "on"
         if terminal.own.live is not None:
             terminal.own.live.offline = not terminal.live
-    terminal.say(f"live is {'on: questions are sent to the sources' if terminal.live else 'off: nothing leaves'}")
+    if terminal.live:
+        terminal.tell("live is on: questions are sent to the sources")
+    else:
+        terminal.tell("live is off: nothing leaves")
 
 
 async def _tools(terminal: Terminal, rest: str) -> None:
@@ -213,7 +217,7 @@ async def _tools(terminal: Terminal, rest: str) -> None:
             raise LibremoeError(f"there is no tool {unknown[0]!r}; there are {', '.join(known)}")
         terminal.chosen_tools = chosen
     for one in terminal.tools.described():
-        asks = "asks first" if one["acts"] else ""
+        asks = told("asks first", terminal.language) if one["acts"] else ""
         mark = "*" if one["name"] in terminal.chosen_tools else " "
         terminal.say(f"{mark} {one['name']:<14} {one['description']} {asks}".rstrip())
 
@@ -233,7 +237,7 @@ async def _copy(terminal: Terminal, rest: str) -> None:
     if terminal.interactive:
         terminal.console.file.write(f"\033]52;c;{base64.b64encode(text.encode()).decode()}\a")
         terminal.console.file.flush()
-    terminal.say(f"copied: {len(text)} characters (where the terminal allows it)")
+    terminal.tell("copied: {n} characters (where the terminal allows it)", n=len(text))
 
 
 async def _rename(terminal: Terminal, rest: str) -> None:
@@ -250,7 +254,7 @@ async def _delete(terminal: Terminal, rest: str) -> None:
     if terminal.own.live is not None:
         terminal.own.live.forget(id)
     terminal.conversation = None
-    terminal.say("(erased)")
+    terminal.tell("(erased)")
 
 
 def _current(terminal: Terminal) -> Conversation:

@@ -12,6 +12,8 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from libremoe.french import told
+
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n", re.MULTILINE)
 _SHADES = " ░▒▓█"
 
@@ -75,10 +77,11 @@ class Screen:
             self.console.print(Markdown(block.strip("\n")), soft_wrap=False)
 
 
-def atlas_table(counts: list[list[int]]) -> Table:
+def atlas_table(counts: list[list[int]], language: str = "en") -> Table:
     """Layer by expert; the darker, the more of the answer's tokens it worked on. The busiest of each layer in bold."""
-    table = Table(title="experts of the last answer", box=None, padding=(0, 1), caption_justify="left",
-                  caption="rows are layers, columns experts; numbers are percent of the layer's choices")
+    table = Table(title=told("experts of the last answer", language), box=None, padding=(0, 1), caption_justify="left",
+                  caption=told("rows are layers, columns experts; numbers are percent of the layer's choices",
+                               language))
     table.add_column("", justify="right", style="dim")
     for e in range(len(counts[0])):
         table.add_column(str(e), justify="right")

@@ -31,6 +31,7 @@ from libremoe.chat.message import Text
 from libremoe.chat.screen import Screen, harmless
 from libremoe.chat.tool_box import ToolBox
 from libremoe.errors import LibremoeError
+from libremoe.french import told, translated
 from libremoe.live.reasons import worded
 from libremoe.run import default_model, sampling_params
 from libremoe.tiny import is_random
@@ -58,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
         model = load_local(args, params)
         config = model.lm.config
         terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live, config.n_experts)
-        shown = terminal.console
-        shown.print(f"[bold]{args.path}[/bold]: {config.family}, {config.n_params() / 1e6:,.1f} M parameters. "
-                    "Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says the rest.")
+        terminal.tell("{path}: {family}, {n} M parameters. Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says "
+                      "the rest.", "default", path=args.path, family=config.family,
+                      n=terminal.number(config.n_params() / 1e6, 1))
         if is_random(reader):
-            shown.print("[yellow]The weights of this model are random numbers: what it writes is noise. It shows that "
-                        "the machinery works; for answers, give the path of a trained model.[/yellow]")
+            terminal.tell("The weights of this model are random numbers: what it writes is noise. It shows that the "
+                          "machinery works; for answers, give the path of a trained model.", "yellow")
         return asyncio.run(_talk(terminal))
     finally:
         own.store.close()
@@ -80,7 +81,7 @@ async def _talk(terminal: Terminal) -> int:
     terminal.tools, notes = await terminal.own.tools()
     terminal.chosen_tools = terminal.tools.names()
     for note in notes:
-        terminal.say(note, "yellow")
+        terminal.say(translated(note, terminal.language), "yellow")
     try:
         return await terminal.talk()
     finally:
@@ -124,7 +125,7 @@ class Terminal:
                     await self.send(line)
             except LibremoeError as error:
                 self.failed = True
-                self.say(str(error), "red")
+                self.say(translated(str(error), self.language), "red")
         return int(self.failed and not self.interactive)
 
     async def _line(self, prompt: PromptSession[str] | None) -> str | None:
@@ -139,14 +140,14 @@ class Terminal:
             except EOFError:
                 return None
             except KeyboardInterrupt:
-                self.say("(Ctrl-D leaves)")
+                self.tell("(Ctrl-D leaves)")
 
     async def edited(self, text: str) -> str:
         """The text as the person changes it; as it is where there is no terminal."""
         if not self.interactive:
             return text
         with contextlib.suppress(EOFError, KeyboardInterrupt):
-            return (await PromptSession[str]().prompt_async("edit> ", default=text)).strip()
+            return (await PromptSession[str]().prompt_async(told("edit>", self.language) + " ", default=text)).strip()
         return text
 
     def _earlier(self) -> list[str]:
@@ -186,7 +187,7 @@ class Terminal:
                                self.model, self.own.live, self.tools, options, self.approve)
         state, error = await self._write(draft, events)
         turn = await draft.finish(state, None if error is None else str(error))
-        self._end_line(" (stopped)" if state == "stopped" else "")
+        self._end_line(" " + told("(stopped)", self.language) if state == "stopped" else "")
         if error is not None:
             raise error
         self.show_details(turn, draft.written.text)
@@ -220,18 +221,23 @@ class Terminal:
                 await draft.keep()
 
     async def approve(self, asked: CallAsked) -> bool:
-        """Asks for a key: y, n, or a for always in this conversation. Without a terminal, nothing that acts is run."""
+        """Asks for a key: y, n, or a for always in this conversation (in French o, n, t). Without a terminal, nothing
+        that acts is run."""
         if asked.approval == "ask" and asked.call.name in self.allowed:
             return True
         if not self.interactive or self._listener is None:
-            self.say("refused: nobody is here to allow it")
+            self.tell("refused: nobody is here to allow it")
             return False
-        always = ", [a]lways in this conversation" if asked.approval == "ask" else ""
-        self.say(f"Allow it? [y]es, [n]o{always}", "bold")
+        may_always = asked.approval == "ask"
+        if may_always:
+            self.tell("Allow it? [y]es, [n]o, [a]lways in this conversation", "bold")
+        else:
+            self.tell("Allow it? [y]es, [n]o", "bold")
         key = await self._listener.letter()
-        if key == "a" and always:
+        yes, always = ("o", "t") if self.language == "fr" else ("y", "a")
+        if key == always and may_always:
             self.allowed.add(asked.call.name)
-        return key == "y" or (key == "a" and bool(always))
+        return key == yes or (key == always and may_always)
 
     # --- the screen
 
@@ -240,16 +246,24 @@ class Terminal:
         self._end_line()
         self.console.print(harmless(text), style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
+    def tell(self, sentence: str, style: str = "dim", /, **values: object) -> None:
+        """A sentence of the table (french.py) with its values, in the person's language."""
+        self.say(told(sentence, self.language, **values), style)
+
+    def number(self, value: float, digits: int) -> str:
+        text = f"{value:,.{digits}f}"
+        return text.translate({44: "\u202f", 46: ","}) if self.language == "fr" else text
+
     def _show(self, event: Event) -> None:
         if isinstance(event, TextDelta):
             self._screen.add(event.text)
             self._line_open = True
         elif isinstance(event, Searching):
-            self.say(f"searching: {event.query}")
+            self.tell("searching: {query}", query=event.query)
         elif isinstance(event, Sources) and event.sources:
-            self.say(f"{len(event.sources)} excerpts found")
+            self.tell("excerpts found: {n}", n=len(event.sources))
         elif isinstance(event, CallAsked):
-            self.say(f"tool: {event.call.name} {event.call.arguments}", "cyan")
+            self.tell("tool: {name} {arguments}", "cyan", name=event.call.name, arguments=event.call.arguments)
         elif isinstance(event, CallDone):
             text = event.result.text
             shown = text if len(text) <= SHOWN_RESULT else text[:SHOWN_RESULT] + " ..."
@@ -268,27 +282,33 @@ class Terminal:
         details = turn.details
         for one in details.get("sources", []):
             fetched = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["fetched"]))
-            self.say(f"[{one['number']}] {one['title']} - {one['url']} (read {fetched})")
+            self.tell("[{number}] {title} - {url} (read {when})", number=one["number"], title=one["title"],
+                      url=one["url"], when=fetched)
         for one in details.get("sentences", []):
             if one["verdict"] in ("unsupported", "dangling"):
                 why = worded(one.get("reason", ""), one.get("about", ""), self.language)
-                self.say(f"not borne out: {text[one['start'] : one['end']]!r}: {why}", "yellow")
+                self.tell("not borne out: “{sentence}”: {why}", "yellow",
+                          sentence=text[one["start"] : one["end"]], why=why)
         for one in details.get("facts", []):
-            self.say(f"agreed by independent sources {_marks(one['numbers'])}: {one['text']}", "green")
+            self.tell("agreed by independent sources {marks}: {text}", "green", marks=_marks(one["numbers"]),
+                      text=one["text"])
         for one in details.get("opinions", []):
-            self.say(f"an opinion {_marks(one['numbers'])}, of {', '.join(one['who']) or 'somebody'}: {one['text']}")
+            who = ", ".join(one["who"]) or told("somebody", self.language)
+            self.tell("an opinion {marks}, of {who}: {text}", marks=_marks(one["numbers"]), who=who, text=one["text"])
         for one in details.get("conflicts", []):
             sides = "; ".join(f"[{number}] {value}: {sentence}" for number, value, sentence in one["sides"])
-            self.say(f"sources contradict each other: {sides}", "yellow")
+            self.tell("sources contradict each other: {sides}", "yellow", sides=sides)
         for one in details.get("notes", []):
             self.say(one, "yellow")
         stats = details.get("stats")
         if stats:
             experts = ""
             if "expert_hits" in stats:
-                experts = f"; experts: {stats['expert_hits']} hits, {stats['expert_misses']} misses"
-            self.say(f"{stats['tokens']} tokens at {stats.get('tokens_s', 0.0):.2f} tokens/s, the first after "
-                     f"{stats['first_token_s']:.2f} s{experts}")
+                experts = told("; experts: {hits} hits, {misses} misses", self.language, hits=stats["expert_hits"],
+                               misses=stats["expert_misses"])
+            self.tell("{n} tokens at {speed} tokens/s, the first after {first} s{experts}", n=stats["tokens"],
+                      speed=self.number(stats.get("tokens_s", 0.0), 2), first=self.number(stats["first_token_s"], 2),
+                      experts=experts)
 
     def show_turn(self, turn: Turn) -> None:
         """An earlier turn, as it was."""

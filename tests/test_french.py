@@ -1,0 +1,73 @@
+"""French is whole: what the terminal says and what its commands and the page's routes refuse is in one table."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from libremoe.chat.commands import COMMANDS
+from libremoe.french import table, told, translated
+
+PACKAGE = Path(__file__).parent.parent / "libremoe"
+SAID = {"tell", "told"}
+REFUSING = {"LibremoeError", "ApiError", "NotFound", "invalid"}
+REFUSE = ("chat/commands.py", "chat/session.py", "chat/store.py", "chat/conversation.py", "server/chat_api.py",
+          "server/chat_more.py", "server/chat_state.py", "server/limits.py", "server/body.py")
+
+
+def sentence(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    names = iter("abcdefgh")
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else f"{{{next(names)}}}" for part in node.values)
+
+
+def sentences(names: set[str], file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            asked = node.args[1:] if called == "ApiError" else node.args  # its status comes first
+            if called in names and asked and (text := sentence(asked[0])) is not None:
+                yield text
+
+
+def test_every_sentence_is_in_the_table() -> None:
+    said = {text for name in ("terminal", "commands", "screen") for text in sentences(
+        SAID, PACKAGE / f"chat/{name}.py")}
+    refused = {text for name in REFUSE for text in sentences(REFUSING, PACKAGE / name)}
+    helps = {command.__doc__ or "" for command in COMMANDS.values()}
+    # a file name and what the system says of it; a field and what is wrong with it: no words of ours
+    assert (said | refused | helps) - set(table()) <= {"{a}: {b}", ""}
+    assert len(said) > 20 and len(refused) > 40
+
+
+def test_the_terminal_says_nothing_but_by_the_table() -> None:
+    for name in ("terminal", "commands"):
+        for text in sentences({"say"}, PACKAGE / f"chat/{name}.py"):
+            assert not re.search(r"[a-z]{2}", re.sub(r"{\w}", "", text)), text
+
+
+def test_typography_and_values() -> None:
+    for english, french in table().items():
+        assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", french)), english
+        assert not re.search(r"[ \u00a0][;!?»]|«[ \u00a0]| :|\w[;!?»]|[a-zé]:(?![\w/])", french.replace(
+            "Authorization:", "").replace("Content-Type:", "")), french
+
+
+@pytest.mark.parametrize(("english", "french"), [
+    ("there is nothing to answer yet", "il n’y a encore rien à quoi répondre"),
+    ("there is no persona 'x{b}'; there are a, b", "il n’y a pas de personnage 'x{b}'\u202f; il y a a, b"),
+    ("this answer failed: the server is shutting down", "cette réponse a échoué\u00a0: le serveur s’arrête"),
+    ("of no table", "of no table")])
+def test_errors_are_put_into_french(english: str, french: str) -> None:
+    assert translated(english, "fr") == french and translated(english, "en") == english
+
+
+def test_values_are_not_filled_in_twice() -> None:
+    assert told("searching: {query}", "en", query="{query} {n}") == "searching: {query} {n}"
