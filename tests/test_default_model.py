@@ -17,7 +17,7 @@ from libremoe.verify import verify
 CARD = Path(__file__).parent.parent / "docs" / "model-card.md"
 MOST_BYTES = 40 << 20
 N_ITEMS = 12  # of each behaviour and language; the card has the scores of 200
-FLOORS = {"calculates": 0.85, "names_itself": 0.8, "ends": 0.95, "no_loops": 0.95}  # it cites rightly too seldom
+FLOORS = {"cites": 0.5, "calculates": 0.85, "names_itself": 0.8, "ends": 0.95, "no_loops": 0.95}
 
 
 def test_it_is_whole_and_small_and_the_card_is_of_it() -> None:
