@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-TABLE = Path(__file__).parent / "server" / "web" / "french.json"
+TABLE = Path(__file__).with_name("french.json")
 MAX_CHARS = 2000  # longer texts are no sentence of ours
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"routing"},
     {"experts", "batch", "direct_read", "eviction"},
     {"quant", "config", "sandbox", "live"},
-    {"errors", "progress", "memory", "answer_file", "_kernels"},
+    {"errors", "french", "progress", "memory", "answer_file", "_kernels"},
 ]
 WITHOUT_TORCH = ["cli", "config", "errors", "eviction", "chat.message", "chat.conversation", "chat.store",
                  "chat.markdown", "server.schema", "server.keys", "evals.flags", "live.citations"]
