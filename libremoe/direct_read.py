@@ -11,6 +11,8 @@ import atexit
 import errno
 import heapq
 import itertools
+import math
+import mmap
 import os
 import threading
 import time
@@ -27,6 +29,7 @@ try:
 except ImportError:  # not compiled: threads read
     _kernels = None  # type: ignore[assignment]
 
+HUGE_PAGE = 2 << 20
 ALIGN = 4096  # of offsets, lengths and buffers, which O_DIRECT asks for
 CHUNK = 4 << 20  # bytes of one read: enough for a disk's full rate with a few at once
 DEPTH = 8  # reads at once
@@ -342,3 +345,16 @@ def _open_ring(depth: int) -> tuple[_kernels.Ring | None, str]:
     if wanted == "uring":
         raise LibremoeError(f"LIBREMOE_IO=uring, but io_uring cannot be used here: {reason}")
     return None, "threads"
+
+
+def aligned_buffers(n: int, size: int) -> list[torch.Tensor]:
+    """n buffers of `size` bytes, on pages of 2 MiB where the system has them, which it gives for private memory only: a
+    direct read looks up each page that it writes to."""
+    step = math.ceil(size / HUGE_PAGE) * HUGE_PAGE if size > HUGE_PAGE else math.ceil(size / ALIGN) * ALIGN
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, n * step + HUGE_PAGE, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    first = -whole.data_ptr() % HUGE_PAGE
+    return [whole[first + i * step :][:size] for i in range(n)]

@@ -298,18 +298,13 @@ def disk_rate(pieces: list[Piece], seconds: float = 2.0) -> float | None:
     """bytes/s of reading these pieces, two at once, as an engine that streams reads its experts: checksums, and past
     the page cache where the file system lets one (direct_read.py). None for less than 16 MiB, which say nothing. Stops
     after `seconds`. Of a long piece only the beginning is read, and pieces in an order that visits all files soon."""
-    import torch
-
-    from libremoe.direct_read import ALIGN, NEEDED, DirectReader, Request
+    from libremoe.direct_read import NEEDED, DirectReader, Request, aligned_buffers
 
     parts = [dataclasses.replace(piece, length=min(piece.length, _PIECE)) for piece in pieces]
     if sum(part.length for part in parts) < 16 << 20:
         return None
     room = max(part.room for part in parts)
-    buffers = []
-    for _ in range(2):
-        whole = torch.zeros(room + ALIGN, dtype=torch.uint8)
-        buffers.append(whole[-whole.data_ptr() % ALIGN :][:room])
+    buffers = [buffer.zero_() for buffer in aligned_buffers(2, room)]  # fresh memory is slow at its first touch
     reader = DirectReader()
     try:
         begun, under_way = time.perf_counter(), list[Request]()

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from libremoe.errors import LibremoeError
 from libremoe.eviction import Key, Policy
@@ -156,3 +157,33 @@ def _step(path: Path, number: int, record: dict[str, object], sizes: tuple[int, 
         if not isinstance(ids, list) or not all(isinstance(e, int) and 0 <= e < sizes[1] for e in ids):
             raise LibremoeError(f"{path}: line {number} names an expert that is not one of {sizes[1]}")
     return [list(dict.fromkeys(ids)) for ids in layers]
+
+
+class Trace:
+    """What each step's layers chose, as JSON lines: first the sizes, then a line a step (bench/replay.py reads it).
+
+        {"n_layers": 64, "n_experts": 8, "n_active": 2}
+        {"n_tokens": 1, "layers": [[0, 5], [2, 3], ...]}
+    """
+
+    def __init__(self, file: Path, n_layers: int, n_experts: int, n_active: int):
+        """Raises LibremoeError where the file cannot be written."""
+        self._n_layers = n_layers
+        self._layers: list[list[int]] = []
+        self._n_tokens = 0
+        try:
+            self._file: TextIO = file.open("w")
+        except OSError as error:
+            raise LibremoeError(f"--trace {file}: cannot be written: {error.strerror}") from None
+        self._write({"n_layers": n_layers, "n_experts": n_experts, "n_active": n_active})
+
+    def note(self, layer: int, n_tokens: int, ids: Sequence[int]) -> None:
+        if layer == 0:
+            self._layers, self._n_tokens = [], n_tokens
+        self._layers.append(list(ids))
+        if layer == self._n_layers - 1:
+            self._write({"n_tokens": self._n_tokens, "layers": self._layers})
+
+    def _write(self, line: dict[str, object]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()

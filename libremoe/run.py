@@ -18,8 +18,8 @@ from libremoe import throughput
 from libremoe.engine.sequence import Experts, Logprob
 from libremoe.errors import LibremoeError
 from libremoe.language_model import LanguageModel, Piece, load
+from libremoe.routing import Trace
 from libremoe.sampling import SamplingParams
-from libremoe.streaming import Trace
 
 if TYPE_CHECKING:
     from libremoe.forecast import Forecast

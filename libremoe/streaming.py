@@ -10,24 +10,20 @@ when an expert is computed, never the order in which a token's experts are added
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
 import torch
 
-from libremoe.direct_read import ALIGN, GUESSED, NEEDED, DirectReader, Piece, Request
+from libremoe.direct_read import GUESSED, NEEDED, DirectReader, Piece, Request, aligned_buffers
 from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.eviction import Key, Policy
 from libremoe.experts import Expert
+from libremoe.routing import Trace
 
-HUGE_PAGE = 2 << 20
 LOOKAHEAD = 2  # layers whose experts are guessed
 # Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
@@ -126,7 +122,7 @@ class StreamedExperts:
         self.trace: Trace | None = None
         self._predictors: list[torch.Tensor | None] = [None] * n_layers
         self._reader = reader or DirectReader()
-        self._slots = [_Slot(buffer) for buffer in _buffers(n_slots, slot_bytes)]
+        self._slots = [_Slot(buffer) for buffer in aligned_buffers(n_slots, slot_bytes)]
         self._where: dict[Key, _Slot] = {}
         self._lock = threading.Lock()
         self._stats = StreamStats(n_slots, slot_bytes)
@@ -353,36 +349,6 @@ class StreamedExperts:
                 slot.pins -= 1
 
 
-class Trace:
-    """What each step's layers chose, as JSON lines: first the sizes, then a line a step (bench/replay.py reads it).
-
-        {"n_layers": 64, "n_experts": 8, "n_active": 2}
-        {"n_tokens": 1, "layers": [[0, 5], [2, 3], ...]}
-    """
-
-    def __init__(self, file: Path, n_layers: int, n_experts: int, n_active: int):
-        """Raises LibremoeError where the file cannot be written."""
-        self._n_layers = n_layers
-        self._layers: list[list[int]] = []
-        self._n_tokens = 0
-        try:
-            self._file: TextIO = file.open("w")
-        except OSError as error:
-            raise LibremoeError(f"--trace {file}: cannot be written: {error.strerror}") from None
-        self._write({"n_layers": n_layers, "n_experts": n_experts, "n_active": n_active})
-
-    def note(self, layer: int, n_tokens: int, ids: Sequence[int]) -> None:
-        if layer == 0:
-            self._layers, self._n_tokens = [], n_tokens
-        self._layers.append(list(ids))
-        if layer == self._n_layers - 1:
-            self._write({"n_tokens": self._n_tokens, "layers": self._layers})
-
-    def _write(self, line: dict[str, object]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
 def slot_size(pieces: Iterable[list[Piece]]) -> int:
     """Bytes of a slot that holds any of these experts."""
     return max(sum(piece.room for piece in each) for each in pieces)
@@ -412,16 +378,3 @@ def _split(buffer: torch.Tensor, pieces: list[Piece]) -> list[torch.Tensor]:
     for piece in pieces:
         ends.append(ends[-1] + piece.room)
     return [buffer[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
-
-
-def _buffers(n: int, size: int) -> list[torch.Tensor]:
-    """n buffers of `size` bytes, on pages of 2 MiB where the system has them, which it gives for private memory only: a
-    direct read looks up each page that it writes to."""
-    step = math.ceil(size / HUGE_PAGE) * HUGE_PAGE if size > HUGE_PAGE else math.ceil(size / ALIGN) * ALIGN
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, n * step + HUGE_PAGE, **private)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    first = -whole.data_ptr() % HUGE_PAGE
-    return [whole[first + i * step :][:size] for i in range(n)]

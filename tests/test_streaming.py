@@ -36,8 +36,9 @@ from libremoe.memory import parse_bytes
 from libremoe.model import Transformer
 from libremoe.ops import cpu as cpu_ops
 from libremoe.ops import reference
+from libremoe.routing import Trace
 from libremoe.sampling import SamplingParams
-from libremoe.streaming import StreamedExperts, Trace, router_for, slot_size
+from libremoe.streaming import StreamedExperts, router_for, slot_size
 from libremoe.tiny import make_tiny
 from libremoe.weights import Reader, open_checkpoint
 

@@ -70,8 +70,8 @@ class Run:
         self.tokenizer = _tokenizer(data, recipe)
         self.starts = {s.name: self.shards[s.shard].row_starts(recipe.train.context, s.whole_documents)
                        for s in recipe.stages}
-        self.start_path = start
-        self.start = None if start is None else {"name": start.name, "sha256": model_digest(start)}
+        self.start = start
+        self.start_sha256 = None if start is None else model_digest(start)
         self.parameters = (new_parameters(recipe.model, recipe.seed, device) if start is None else
                            parameters_of(start, recipe.model, device))
         for name, parameter in self.parameters.items():
@@ -104,7 +104,7 @@ class Run:
     def identity(self) -> str:
         """What must be the same when a run goes on, as text."""
         shards = {name: shard.meta.get("files", shard.meta) for name, shard in sorted(self.shards.items())}
-        return repr((self.recipe, shards) if self.start is None else (self.recipe, shards, self.start["sha256"]))
+        return repr((self.recipe, shards) if self.start is None else (self.recipe, shards, self.start_sha256))
 
     def save(self) -> None:
         tensors = {f"parameter/{n}": p.data for n, p in self.parameters.items()} | self.optimizer.state

@@ -24,8 +24,9 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
     data = {name: {"meta": shard.meta, "tokens": len(shard.tokens), "documents": len(shard.docs)}
             for name, shard in {**run.shards, **run.valid}.items()}
     loads = run.final_loads()
+    start = None if run.start is None else {"name": run.start.name, "sha256": run.start_sha256}
     return {
-        "recipe": recipe.to_dict(), "from": run.start, "seed": recipe.seed, "commit": run.history.commit,
+        "recipe": recipe.to_dict(), "from": start, "seed": recipe.seed, "commit": run.history.commit,
         "torch": torch.__version__,
         "parameters": recipe.model.n_params(), "active_parameters": recipe.model.n_active_params(),
         "tokens_seen": history.step * recipe.train.rows * recipe.train.context,
@@ -35,7 +36,7 @@ def record_of(run: Run, threads: int, joules: float | None) -> dict[str, Any]:
         "operations": step_flops(recipe) * history.step,
         "energy": {"joules": joules, "how": _how_counted(run.device) if joules is not None
                    else "not measured: this machine has no energy counter that can be read"},
-        "data": data, "report": _report(run.data / "report.json"), "before": before_of(run.start_path),
+        "data": data, "report": _report(run.data / "report.json"), "before": before_of(run.start),
         "final_loads": loads, "balanced": is_balanced(loads) if loads else None,
         "history": {"losses": [round(x, 4) for x in history.losses], "loads": history.loads,
                     "evaluations": history.evaluations},
