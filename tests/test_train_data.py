@@ -27,11 +27,12 @@ from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.tokenizer import Tokenizer, open_tokenizer
 from libremoe.train import behaviours, corpus, pack
 from libremoe.train.decontaminate import SHORTEST, N, Overlap, evaluation_items
-from libremoe.train.draw import _ENDS, Draw
+from libremoe.train.draw import _ENDS, PHRASE_EVERY, Draw
 from libremoe.train.generate import KINDS, generate
-from libremoe.train.generate_grounded import NOT_THERE, question
+from libremoe.train.generate_grounded import EN, FR, NOT_THERE, question
 from libremoe.train.generate_tools import evaluate
 from libremoe.train.mixes import MIXES
+from libremoe.train.phrasings import ALSO
 from libremoe.train.render import TEMPLATE, Document, Renderer
 from libremoe.train.vocabulary import SPECIAL, train_tokenizer
 
@@ -229,6 +230,19 @@ def test_excerpts_are_asked_about_more_than_once_and_rightly(lists: corpus.WordL
             value = told.rsplit(" [", 1)[0].split()[-1]
             assert len(marks) == 1 and (value in lines[int(marks[0])] or told.split()[0] in lines[int(marks[0])]), told
     assert n_more > 150
+
+
+def test_further_phrasings_are_for_everything_that_is_asked_and_in_no_test(lists: corpus.WordLists) -> None:
+    about = [one for kinds in (EN, FR) for attributes in kinds.values() for one in attributes]
+    assert set(ALSO) == {one.noun for one in about} and len(ALSO) == len(about)
+    tested = {phrase for one in about for phrase in one.questions[PHRASE_EVERY - 1 :: PHRASE_EVERY]}
+    further = [phrase for phrases in ALSO.values() for phrase in phrases]
+    assert not tested & set(further) and all(phrase.count("{e}") == 1 for phrase in further)
+    own = {phrase for one in about for phrase in one.questions}
+    for n in range(300):
+        lang = ("en", "fr")[n % 2]
+        one = question(Draw(str(n), lists, lang, held_out=True))  # type: ignore[arg-type]
+        assert any(re.fullmatch(re.escape(p).replace(r"\{e\}", ".+"), one.asked) for p in own), one.asked
 
 
 def test_held_out_phrasings_and_rows_stay_out(mix: Path, lists: corpus.WordLists) -> None:

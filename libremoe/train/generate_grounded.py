@@ -14,6 +14,7 @@ from libremoe.train.corpus import excerpts
 from libremoe.train.draw import Draw, a, answer, call, capital, result, user
 from libremoe.train.generate_french import un
 from libremoe.train.generate_tools import SEARCH, offered
+from libremoe.train.phrasings import ALSO, ALSO_SHARE, WRAPPED, WRAPPED_SHARE
 from libremoe.train.render import Document
 
 
@@ -44,7 +45,7 @@ def _product(draw: Draw) -> str:
     kind = draw.pick(["fruit", "vegetable", "instrument", "clothing"])
     word = draw.word(kind)
     if draw.lang == "fr":
-        return f"les {word}{'' if word[-1] in 'sx' else 's'}"
+        return f"les {word}{'' if word[-1] in 'sx' else 'x' if word.endswith('au') else 's'}"
     return word if word.endswith("s") else word + "s"
 
 
@@ -320,7 +321,12 @@ def _more(draw: Draw, snippets: list[_Snippet], first: _Snippet, kind: str) -> t
 
 
 def _asked(draw: Draw, one: _Snippet) -> str:
-    return draw.phrase(one.about.questions).format(e=one.thing)
+    """In training also in words that no test has."""
+    if draw.held_out:
+        return draw.phrase(one.about.questions).format(e=one.thing)
+    phrase = draw.pick(ALSO[one.about.noun]) if draw.chance(ALSO_SHARE) else draw.phrase(one.about.questions)
+    asked = phrase.format(e=one.thing)
+    return draw.pick(WRAPPED[draw.lang]).format(q=asked) if draw.chance(WRAPPED_SHARE) else asked
 
 
 def _said(one: _Snippet, number: int) -> str:

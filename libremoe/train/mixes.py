@@ -2,7 +2,8 @@
 
 `cpu` is for a few million active parameters and about 20 million tokens: simple language and skills that so small a
 model can learn. `gpu` takes everything. `tune` is for going on from the model that `gpu` made: fresh conversations, and
-text again, which learning answers alone had driven out. A part is one of corpus.PARTS or gen/<generator>/<language>.
+text again, which learning answers alone had driven out. `read` goes on once more: mostly questions over excerpts, more
+of them in French, where the model read worst. A part is one of corpus.PARTS or gen/<generator>/<language>.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ SKILLS_TUNED = {
     "story_chat": (40, 30), "calculator": (60, 50), "units": (16, 16), "dates": (16, 16), "cite": (650, 600),
     "memory": (60, 50), "forms": (40, 30), "who": (50, 50), "refuse": (12, 10), "small_talk": (40, 40),
     "know": (40, 30),
+}
+SKILLS_READ = {
+    "story_chat": (20, 20), "calculator": (40, 40), "units": (10, 10), "dates": (10, 10), "cite": (750, 1100),
+    "memory": (30, 30), "forms": (20, 15), "who": (40, 40), "refuse": (8, 8), "small_talk": (25, 25),
+    "know": (20, 20),
 }
 MIXES: dict[str, dict[str, dict[str, Share]]] = {
     "cpu": {
@@ -83,6 +89,16 @@ MIXES: dict[str, dict[str, dict[str, Share]]] = {
             "grounded_answers": Share(200_000), "gsm8k_train": Share(80_000), "small_talk_and_jokes": Share(),
             "tatoeba_en_fr": Share(60_000), "self_instruct_human": Share(), "multiple_choice": Share(40_000),
             **_generated(SKILLS_TUNED),
+        },
+    },
+    "read": {
+        "chat": {
+            "standard_ebooks": Share(60_000), "openstax_textbooks": Share(120_000), "storybooks_en": Share(40_000),
+            "open_english_wordnet": Share(60_000), "storybooks_fr": Share(60_000), "self_dialogue": Share(120_000),
+            "word_definitions": Share(40_000), "openstax_key_terms": Share(50_000),
+            "grounded_answers": Share(150_000), "gsm8k_train": Share(60_000), "small_talk_and_jokes": Share(),
+            "tatoeba_en_fr": Share(60_000), "self_instruct_human": Share(),
+            **_generated(SKILLS_READ),
         },
     },
 }
