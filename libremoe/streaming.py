@@ -181,6 +181,7 @@ class StreamedExperts:
                 self._read_ahead(guesses, most)
 
     def _count(self, layer: int, ids: Sequence[int]) -> None:
+        self._policy.turn(layer)
         for held in self._slots:
             if held.guessed and held.key is not None and held.key[0] == layer and held.key[1] not in ids:
                 held.guessed = False  # a wrong guess is no more worth keeping than any other expert
@@ -332,7 +333,7 @@ class StreamedExperts:
             slot.ending = None
         pieces = self._pieces[key]
         slot.key, self._where[key] = key, slot
-        self._policy.admit(key)
+        self._policy.admit(key, used=priority == NEEDED)
         slot.request = self._reader.read(pieces, _split(slot.buffer, pieces), priority)
 
     def _forget(self, slot: _Slot) -> None:
