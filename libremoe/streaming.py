@@ -28,7 +28,7 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
-FEW_GUESSED, MANY_GUESSED = 32, 3
+FEW_GUESSED, MANY_GUESSED = 32, 8
 COMING = 4  # one slot in so many is given to needed experts on their way; the others keep what will be wanted again
 MANY_TOKENS = 8  # more than these are many
 # Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
