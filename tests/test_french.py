@@ -14,9 +14,13 @@ from libremoe.french import table, told, translated
 
 PACKAGE = Path(__file__).parent.parent / "libremoe"
 SAID = {"tell", "told"}
-REFUSING = {"LibremoeError", "ApiError", "NotFound", "invalid"}
-REFUSE = ("chat/commands.py", "chat/session.py", "chat/store.py", "chat/conversation.py", "server/chat_api.py",
-          "server/chat_more.py", "server/chat_state.py", "server/limits.py", "server/body.py")
+REFUSING = {"LibremoeError", "ApiError", "NotFound", "NotSaved", "Refused", "Closing", "invalid"}
+REFUSE = ("chat/commands.py", "chat/session.py", "chat/store.py", "chat/conversation.py", "chat/databases.py",
+          "chat/folder.py", "chat/local_model.py", "chat/terminal.py", "chat/template.py", "chat/mcp_tools.py",
+          "chat/persona.py", "chat/code.py", "chat/code_command.py", "chat/importing.py", "chat/keys.py",
+          "live/addresses.py", "live/command.py", "live/fetch.py", "live/ledger.py", "live/live.py", "live/parsing.py",
+          "live/sources.py", "server/answers.py", "server/app.py", "server/chat_api.py", "server/chat_more.py",
+          "server/chat_state.py", "server/limits.py", "server/body.py", "server/service.py", "server/sse.py")
 
 
 def sentence(node: ast.expr) -> str | None:
