@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from libremoe.chat.commands import COMMANDS
+from libremoe.chat.persona import load_personas, policy
 from libremoe.french import table, told, translated
 
 PACKAGE = Path(__file__).parent.parent / "libremoe"
@@ -41,10 +42,15 @@ def sentences(names: set[str], file: Path) -> Iterator[str]:
                 yield text
 
 
+def sentences_of_notes() -> set[str]:
+    return {version.note for persona in load_personas().values() for version in (*persona.versions, *policy())}
+
+
 def test_every_sentence_is_in_the_table() -> None:
     said = {text for name in ("terminal", "commands", "screen") for text in sentences(
         SAID, PACKAGE / f"chat/{name}.py")}
     refused = {text for name in REFUSE for text in sentences(REFUSING, PACKAGE / name)}
+    said |= sentences_of_notes() | set(sentences(SAID, PACKAGE / "server/chat_more.py"))
     helps = {command.__doc__ or "" for command in COMMANDS.values()}
     # a file name and what the system says of it; a field and what is wrong with it: no words of ours
     assert (said | refused | helps) - set(table()) <= {"{a}: {b}", ""}
