@@ -44,6 +44,9 @@ class LRU:
     def __init__(self, n_slots: int, n_layers: int):
         self._order: OrderedDict[Key, None] = OrderedDict()
 
+    def turn(self, layer: int) -> None:
+        """What is known of a turn is in its accesses."""
+
     def hit(self, key: Key) -> None:
         self._order.move_to_end(key)
 
@@ -86,6 +89,9 @@ class LFU:
         self._uses: dict[Key, int] = {}
         self._held: OrderedDict[Key, None] = OrderedDict()
 
+    def turn(self, layer: int) -> None:
+        """What is known of a turn is in its accesses."""
+
     def hit(self, key: Key) -> None:
         self._uses[key] = self._uses.get(key, 0) + 1
         self._held[key] = None
@@ -115,7 +121,11 @@ def replay(trace: Trace, policy: Any, n_slots: int) -> int:
     """Hits of a policy that begins with empty slots. A layer's experts are pinned where there are slots for all."""
     held: set[Key] = set()
     hits = 0
+    now: list[Key] = []
     for wanted, key in accesses(trace):
+        if wanted is not now:
+            now = wanted
+            policy.turn(key[0])
         if key in held:
             hits += 1
             policy.hit(key)

@@ -16,6 +16,8 @@ template <int k> struct Constant { static constexpr int value = k; };
 #include "simd.h"
 #include "formats.h"
 #include "rows.h"
+#include "micro.h"
+#include "columns.h"
 #include "product.h"
 #include "attend.h"
 #include "weights.h"

@@ -37,8 +37,9 @@ _LONG_AGO = 64  # turns, for an expert that was never used
 class Policy:
     """Keeps account of which keys are held, at most n_slots of them, and names the one to evict.
 
-    A key that enters a slot, because it is used now or is expected to be used soon, is admitted; a key that is used
-    while it is held is hit. Admission and hits of one pass count as one use. Equal histories give equal decisions.
+    The computation says when a layer's turn begins. A key that enters a slot is admitted, as used in that turn or as
+    only expected to be used in a later one; a key that is used while it is held is hit. Admission and hits of one turn
+    count as one use. Equal histories give equal decisions.
     Raises ValueError where a caller breaks this: admitting a held key or into full slots, hitting a key that is not
     held, evicting where every held key is pinned.
     """
@@ -49,7 +50,7 @@ class Policy:
         self.n_slots, self.n_layers = n_slots, n_layers
         self._layers = [_Layer() for _ in range(n_layers)]
         self._n_held = 0
-        self._pass, self._layer = 0, 0  # where the computation is
+        self._layer = 0  # whose turn it is
         self._counts: dict[tuple[int, int], tuple[float, float]] = {}  # class -> turns seen in it, uses in these
 
     def __len__(self) -> int:
@@ -58,21 +59,30 @@ class Policy:
     def __contains__(self, key: Key) -> bool:
         return key[1] in self._layers[key[0]].held
 
+    def turn(self, layer: int) -> None:
+        """The computation has come to a layer."""
+        self._layer = layer
+        self._end_turn(self._layers[layer])
+
     def hit(self, key: Key) -> None:
         """A held key is used."""
         if key not in self:
             raise ValueError(f"{key} is not held")
         self._use(key)
 
-    def admit(self, key: Key) -> None:
-        """A key enters a free slot."""
+    def admit(self, key: Key, used: bool = True) -> None:
+        """A key enters a free slot. used: in the present turn, not on a guess."""
         if key in self:
             raise ValueError(f"{key} is held already")
         if self._n_held >= self.n_slots:
             raise ValueError(f"all {self.n_slots} slots are taken: evict first")
-        self._layers[key[0]].held[key[1]] = None
+        layer = self._layers[key[0]]
+        layer.held[key[1]] = None
+        layer.past.setdefault(key[1], (_LONG_AGO, 0.0))
+        layer.least = None
         self._n_held += 1
-        self._use(key)
+        if used:
+            self._use(key)
 
     def evict(self, pinned: Collection[Key] = ()) -> Key:
         """Name the key to give up, never a pinned one; its slot is free from now on."""
@@ -104,17 +114,8 @@ class Policy:
             layer.least = None
 
     def _use(self, key: Key) -> None:
-        number, expert = key
-        # Reading ahead announces a later layer before this one is done, so only a long way back is a new pass.
-        if number != self._layer and (number == 0 or self._layer - number > self.n_layers // 2):
-            self._pass += 1
-        self._layer = number
-        layer = self._layers[number]
-        if layer.turn_of_pass != self._pass:
-            self._end_turn(layer)
-            layer.turn_of_pass = self._pass
-        layer.used.add(expert)
-        layer.past.setdefault(expert, (_LONG_AGO, 0.0))
+        layer = self._layers[key[0]]
+        layer.used.add(key[1])
         layer.least = None
 
     def _end_turn(self, layer: _Layer) -> None:
@@ -128,6 +129,7 @@ class Policy:
             layer.past[expert] = (1 if used else age + 1, rate * SLOW + (1 - SLOW) * used)
         layer.used.clear()
         layer.turns += 1
+        layer.least = None
 
     def _least_likely(self, layer: _Layer, kept: set[int]) -> tuple[int, float] | None:
         """The held expert of a layer that is least likely to be used at its next turn, and its probability."""
@@ -159,7 +161,6 @@ class _Layer:
         self.past: dict[int, tuple[int, float]] = {}  # expert -> turns since its last use, rate; before this turn
         self.used: set[int] = set()  # in the present turn
         self.turns = 0  # that are over
-        self.turn_of_pass = 0
         self.least: tuple[int, float] | None = None  # what _least_likely last said; None once it may be wrong
 
     def warmth(self) -> float:

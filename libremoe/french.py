@@ -1,4 +1,4 @@
-"""Our sentences in French: one table, English sentence to French one, for the terminal (the page does not read it yet).
+"""Our sentences in French: one table, English sentence to French one, for the terminal and for the page's errors.
 
 Errors stay English where they are raised, so that API clients go on getting English; they are put into French where a
 person reads them. {a}, {b} and the like are the values of a sentence in their order. The table is written with the

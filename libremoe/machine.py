@@ -4,7 +4,7 @@ The file (docs/machines/ has examples); sizes are numbers of bytes or text such 
 
     name = "desktop"            # shown
     cores = 16
-    isa = "avx512"              # one of PER_CORE
+    isa = "avx512vnni"          # one of PER_CORE
     ram = "64G"                 # installed; RESERVE of it is left to the system
     read = "67G/s"              # of memory, all cores
     disk = "6.5G/s"             # of large direct reads where the model lies
@@ -65,7 +65,7 @@ _AVX512 = {"f32": Rates(12e9, 0.06e12), "bf16": Rates(10e9, 0.06e12), "int8": Ra
            "int4": Rates(22e9, 0.46e12), "int3": Rates(17e9, 0.17e12), "int2": Rates(12e9, 0.17e12)}
 _AMX = _AVX512 | {"bf16": Rates(11e9, 0.28e12), "int8": Rates(18e9, 0.42e12), "int4": Rates(22e9, 0.60e12)}
 _PORTABLE = {name: Rates(rates.decode / 8, rates.prefill / 8) for name, rates in _AVX2.items()}
-PER_CORE = {"portable": _PORTABLE, "avx2": _AVX2, "avxvnni": _AVX2, "neon": _AVX2, "avx512": _AVX512, "amx": _AMX}
+PER_CORE = {"portable": _PORTABLE, "avx2": _AVX2, "avxvnni": _AVX2, "neon": _AVX2, "avx512vnni": _AVX512, "amx": _AMX}
 
 
 @dataclass(frozen=True)

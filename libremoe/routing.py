@@ -99,6 +99,7 @@ def _replay(steps: list[Step], policy: Policy, held: set[Key], n_slots: int) -> 
     misses = 0
     for step in steps:
         for layer, ids in enumerate(step):
+            policy.turn(layer)
             wanted = [(layer, e) for e in ids]
             for key in sorted(wanted, key=lambda key: key not in held):  # what is there is taken first
                 if key in held:

@@ -28,7 +28,7 @@ LOOKAHEAD = 2  # layers whose experts are guessed
 # Slots given to guesses that nobody has used yet. For one token a guess is often wrong, and takes the slot of an expert
 # that may be wanted again, so there is one, which keeps the disk at work while a layer computes, and one more for every
 # FEW_GUESSED slots. What most of many tokens would choose is nearly always right: one slot in MANY_GUESSED.
-FEW_GUESSED, MANY_GUESSED = 32, 3
+FEW_GUESSED, MANY_GUESSED = 32, 8
 COMING = 4  # one slot in so many is given to needed experts on their way; the others keep what will be wanted again
 MANY_TOKENS = 8  # more than these are many
 # Where all that comes again is in memory, what a guess would read is what the guess has got wrong: after some such,
@@ -181,6 +181,7 @@ class StreamedExperts:
                 self._read_ahead(guesses, most)
 
     def _count(self, layer: int, ids: Sequence[int]) -> None:
+        self._policy.turn(layer)
         for held in self._slots:
             if held.guessed and held.key is not None and held.key[0] == layer and held.key[1] not in ids:
                 held.guessed = False  # a wrong guess is no more worth keeping than any other expert
@@ -332,7 +333,7 @@ class StreamedExperts:
             slot.ending = None
         pieces = self._pieces[key]
         slot.key, self._where[key] = key, slot
-        self._policy.admit(key)
+        self._policy.admit(key, used=priority == NEEDED)
         slot.request = self._reader.read(pieces, _split(slot.buffer, pieces), priority)
 
     def _forget(self, slot: _Slot) -> None:

@@ -27,9 +27,10 @@ from libremoe.engine.engine import Engine
 from libremoe.engine.kv_cache import num_blocks
 from libremoe.engine.sequence import Sequence as EngineSequence
 from libremoe.errors import LibremoeError
-from libremoe.language_model import LanguageModel, PieceDecoder
+from libremoe.language_model import LanguageModel
 from libremoe.loading import LONG_STEP, token_bytes
 from libremoe.memory import available_bytes
+from libremoe.pieces import PieceDecoder
 from libremoe.progress import Progress
 from libremoe.sampling import SamplingParams
 

@@ -14,6 +14,7 @@ LAYERS = [
     {"cli"},
     {"run", "throughput", "chat", "server", "train", "evals", "plan"},
     {"language_model"},
+    {"pieces"},
     {"engine"},
     {"forecast", "convert", "verify", "inspect", "tiny", "machine"},
     {"loading"},

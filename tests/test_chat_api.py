@@ -21,6 +21,7 @@ from libremoe.chat.conversation import part_of
 from libremoe.chat.message import Tool
 from libremoe.chat.persona import digest
 from libremoe.chat.tool_box import Entry, ToolBox, local_tools
+from libremoe.french import translated
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 
@@ -193,6 +194,26 @@ def test_what_is_wrong_is_a_sentence(running: Running) -> None:
     long = ask(running, turns, {"text": "x" * 20_000})
     assert long[-2]["type"] == "error" and "too long" in long[-2]["message"]
     assert long[-1]["turn"]["state"] == "failed" and "too long" in long[-1]["turn"]["details"]["error"]
+
+
+def test_a_page_in_french_is_refused_in_french(running: Running) -> None:
+    """What is kept, and what programs are told, stays English."""
+    french = {"Accept-Language": "fr-FR,fr;q=0.9,en;q=0.5"}
+    missing = [CLIENT.get(running.url + "/api/conversations/none", headers=headers) for headers in ({}, french)]
+    said = [found.json()["error"]["message"] for found in missing]
+    assert [found.status_code for found in missing] == [404, 404]
+    assert said == ["conversation 'none': not found", translated(said[0], "fr")] and said[0] != said[1]
+    models = CLIENT.get(running.url + "/v1/models/none", headers=french)
+    assert "there is no model" in models.json()["error"]["message"]
+    id = begin(running)
+    body = {"text": "word " * 9000, **GREEDY}
+    with CLIENT.stream("POST", running.url + f"/api/conversations/{id}/turns", json=body, headers=french) as found:
+        events = list(events_of(found.iter_lines()))
+    error = next(one["message"] for one in events if one["type"] == "error")
+    assert events[-1]["turn"]["details"]["error"] == error
+    pages = [CLIENT.get(running.url + f"/api/conversations/{id}", headers=headers).json() for headers in ({}, french)]
+    kept = [page["turns"][-1]["details"]["error"] for page in pages]
+    assert kept[1] == error == translated(kept[0], "fr") != kept[0]
 
 
 def test_erased_is_gone_and_an_open_answer_with_it() -> None:

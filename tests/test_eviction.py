@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from libremoe.errors import LibremoeError
 from libremoe.eviction import Key, Policy
+from libremoe.routing import Routing, reads_per_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import replay  # noqa: E402
@@ -29,6 +30,7 @@ def drive(n_slots: int, made: list[tuple[Key, frozenset[Key], bool]]) -> list[Ke
     held: set[Key] = set()
     victims = []
     for key, pinned, fails in made:
+        policy.turn(key[0])
         if key in held:
             policy.hit(key)
         else:
@@ -82,6 +84,8 @@ def test_the_expert_used_more_often_stays() -> None:
     two_layers = Policy(3, 2)
     for turn in range(6):
         for key in ((0, 0), (0, 1), (1, 0)):
+            if key != (0, 1):
+                two_layers.turn(key[0])
             if turn == 0:
                 two_layers.admit(key)
             elif key != (0, 1):
@@ -92,8 +96,38 @@ def test_the_expert_used_more_often_stays() -> None:
 def test_between_equals_the_one_whose_turn_is_the_farthest_goes() -> None:
     policy = Policy(4, 4)
     for layer in range(4):
+        policy.turn(layer)
         policy.admit((layer, 0))
     assert policy.evict() == (3, 0)  # layer 3 has just been computed; 0, 1 and 2 come before it again
+
+
+def test_a_guess_moves_neither_the_place_nor_the_account() -> None:
+    """Experts of the next layer that are read while this one computes: the next layer is still the one that comes."""
+    policy = Policy(6, 2)
+    for turn in range(20):
+        for layer in range(2):
+            policy.turn(layer)
+            for e in range(3):
+                key, guess = (layer, e), (1 - layer, e)
+                if key in policy:
+                    policy.hit(key)
+                    continue
+                if len(policy) == 6:
+                    policy.evict([key])
+                policy.admit(key)
+                if turn == 3 and guess not in policy:
+                    policy.admit(guess, used=False)
+    policy.turn(0)
+    policy.forget((1, 2))
+    policy.admit((1, 2), used=False)
+    assert policy.evict()[0] == 0  # whose experts wait for a whole pass, though the last that came was of layer 1
+
+
+def test_a_round_keeps_what_it_can() -> None:
+    """Every expert of every layer in every step: all but one slot keep what they hold from step to step."""
+    for n_slots in (2, 5, 7):
+        reads = reads_per_step(Routing(2, 8, 2, [[list(range(8))] * 2] * 50), n_slots)
+        assert 16 - n_slots <= reads <= 16 - 0.9 * (n_slots - 1)
 
 
 def _trace(steps: list[list[list[int]]], n_experts: int) -> replay.Trace:
@@ -162,6 +196,7 @@ def test_every_layer_has_its_share() -> None:
     policy, held = Policy(18, 6), set()
     for _ in range(400):
         for layer in range(6):
+            policy.turn(layer)
             key = (layer, draw.choices(range(6), weights)[0])
             if key in held:
                 policy.hit(key)
@@ -179,11 +214,14 @@ def test_a_popular_expert_outlasts_a_scan() -> None:
     policy = Policy(4, 2)
     for turn, layer in product(range(50), range(2)):
         key = (layer, 0)
+        policy.turn(layer)
         if turn:
             policy.hit(key)
         else:
             policy.admit(key)
     for layer, e in product(range(2), range(1, 6)):
+        if e == 1:
+            policy.turn(layer)
         if len(policy) == 4:
             policy.evict([(layer, e)])
         policy.admit((layer, e))

@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 
 from libremoe.chat.commands import COMMANDS
+from libremoe.chat.persona import load_personas, policy
 from libremoe.french import table, told, translated
 
 PACKAGE = Path(__file__).parent.parent / "libremoe"
 SAID = {"tell", "told"}
-REFUSING = {"LibremoeError", "ApiError", "NotFound", "invalid"}
-REFUSE = ("chat/commands.py", "chat/session.py", "chat/store.py", "chat/conversation.py", "server/chat_api.py",
-          "server/chat_more.py", "server/chat_state.py", "server/limits.py", "server/body.py")
+REFUSING = {"LibremoeError", "ApiError", "NotFound", "NotSaved", "Refused", "Closing", "invalid"}
+REFUSE = ("chat/commands.py", "chat/session.py", "chat/store.py", "chat/conversation.py", "chat/databases.py",
+          "chat/folder.py", "chat/local_model.py", "chat/terminal.py", "chat/template.py", "chat/mcp_tools.py",
+          "chat/persona.py", "chat/code.py", "chat/code_command.py", "chat/importing.py", "chat/keys.py",
+          "live/addresses.py", "live/command.py", "live/fetch.py", "live/ledger.py", "live/live.py", "live/parsing.py",
+          "live/sources.py", "server/answers.py", "server/app.py", "server/chat_api.py", "server/chat_more.py",
+          "server/chat_state.py", "server/limits.py", "server/body.py", "server/service.py", "server/sse.py")
 
 
 def sentence(node: ast.expr) -> str | None:
@@ -37,10 +42,15 @@ def sentences(names: set[str], file: Path) -> Iterator[str]:
                 yield text
 
 
+def sentences_of_notes() -> set[str]:
+    return {version.note for persona in load_personas().values() for version in (*persona.versions, *policy())}
+
+
 def test_every_sentence_is_in_the_table() -> None:
     said = {text for name in ("terminal", "commands", "screen") for text in sentences(
         SAID, PACKAGE / f"chat/{name}.py")}
     refused = {text for name in REFUSE for text in sentences(REFUSING, PACKAGE / name)}
+    said |= sentences_of_notes() | set(sentences(SAID, PACKAGE / "server/chat_more.py"))
     helps = {command.__doc__ or "" for command in COMMANDS.values()}
     # a file name and what the system says of it; a field and what is wrong with it: no words of ours
     assert (said | refused | helps) - set(table()) <= {"{a}: {b}", ""}

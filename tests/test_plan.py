@@ -4,6 +4,7 @@ for machines and models that are not here."""
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from libremoe.errors import CheckpointError, LibremoeError
 from libremoe.forecast import PROCESS_BYTES, Sizes, distinct_experts, forecast, total
 from libremoe.language_model import RunStats
 from libremoe.loading import MARGIN, working_bytes
-from libremoe.machine import RESERVE, Machine, Rates, amount, disk_rate, from_file, to_toml
+from libremoe.machine import PER_CORE, RESERVE, Machine, Rates, amount, disk_rate, from_file, to_toml
 from libremoe.routing import Routing
 from libremoe.weights import open_checkpoint
 from libremoe.weights.native_layout import ALIGN
@@ -251,6 +252,13 @@ def test_mistakes_have_a_sentence(capsys) -> None:
                             ((CKPT, "--machine", "nowhere.toml"), "nowhere.toml: No such file")):
         code, _, err = command(capsys, "plan", *args)
         assert code == 2 and complaint in err and err.count("\n") == 1
+
+
+def test_there_are_rates_for_whatever_the_kernels_choose() -> None:
+    """Each instruction set of kernels/dispatch.cpp, those too that this processor lacks."""
+    source = (Path(__file__).parent.parent / "kernels" / "dispatch.cpp").read_text()
+    named = set(re.findall(r"namespace (\w+) { extern const Kernels table; }", source)) - {"amx_emulated"}
+    assert named == set(PER_CORE)
 
 
 def test_this_machine_is_measured_and_a_run_is_compared_with_it(capsys, tmp_path, monkeypatch) -> None:

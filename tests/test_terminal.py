@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from prompt_toolkit.input import create_pipe_input
 from rich.console import Console
 
+from libremoe import cli
 from libremoe.chat import keys
 from libremoe.chat.events import Request
 from libremoe.chat.folder import Belongings
@@ -196,3 +197,9 @@ def test_the_atlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     counts = terminal.path()[-1].details["atlas"]
     assert len(counts) == 1 and sum(counts[0]) == 8 and counts[0][7] == 4  # a fake's: one layer, expert 7 always
     assert "50 █" in out
+
+
+def test_what_keeps_it_from_starting_is_said_in_french_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for language, said in (("fr", "ce fichier ou ce dossier n’existe pas"), ("en", "no such file or folder")):
+        assert cli.main(["chat", str(tmp_path / "none"), "--lang", language, "--ephemeral"]) == 2
+        assert said in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,9 +162,11 @@ def test_a_run_goes_on_from_a_model_and_keeps_its_experts_to_the_bit(whole: Path
     other = {**before, "history": {"evaluations": [entry for entry in before["history"]["evaluations"]
                                                    if entry[0] <= 5]}}
     text = card(record, dense=other)
-    for said in ("| tuning, of all but the experts | |", "| pretrain of the tuning |", "| before its tuning |",
+    for said in ("| tuning, of all but the experts | |", "| pretrain of tuning |", "| before all tuning |",
                  "| this model after 0 M tokens |", "| dense, same active size after 0 M tokens |"):
         assert said in text
+    assert re.findall("[|] (t.+?) [|] [|]", card({**record, "before": record})) == [
+        "training", "tuning 1, of all but the experts", "tuning 2, of all but the experts"]
     old, new = _exported(rounded), _exported(out)
     for name, weight in old.items():
         assert torch.equal(weight, new[name]) == (".experts." in name), name

@@ -45,7 +45,16 @@ SAMPLING = {"temperature": 0.7, "max_tokens": 1024}  # where neither a flag nor 
 def run(args: argparse.Namespace) -> int:
     """Talk until the person leaves. args: path, persona, language, those of open_belongings, loading and sampling.
 
-    Returns 0; 1 where standard input is no terminal and an answer failed."""
+    Returns 0; 1 where standard input is no terminal and an answer failed. Raises LibremoeError, in the language.
+    """
+    args.language = args.language or _language()
+    try:
+        return _run(args)
+    except LibremoeError as error:
+        raise LibremoeError(translated(str(error), args.language)) from error
+
+
+def _run(args: argparse.Namespace) -> int:
     chosen = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     for name, value in SAMPLING.items():
         setattr(args, name, chosen.get(name, value))
@@ -58,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             raise LibremoeError(f"--persona {args.persona}: there is none; there are {', '.join(own.personas)}")
         model = load_local(args, params)
         config = model.lm.config
-        terminal = Terminal(own, model, args.persona, args.language or _language(), chosen, args.live, config.n_experts)
+        terminal = Terminal(own, model, args.persona, args.language, chosen, args.live, config.n_experts)
         terminal.tell("{path}: {family}, {n} M parameters. Esc or Ctrl-C stops an answer, Ctrl-D leaves, /help says "
                       "the rest.", "default", path=args.path, family=config.family,
                       n=terminal.number(config.n_params() / 1e6, 1))

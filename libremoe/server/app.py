@@ -25,7 +25,7 @@ from libremoe.chat.conversation import NotFound
 from libremoe.errors import LibremoeError
 from libremoe.server import chat_api, chat_more, code, pages
 from libremoe.server.anthropic import count_tokens, messages
-from libremoe.server.errors import ApiError, response_for
+from libremoe.server.errors import CHAT_PREFIX, ApiError, language_of, response_for
 from libremoe.server.generate import refusal
 from libremoe.server.openai_chat import chat
 from libremoe.server.openai_completions import completions
@@ -47,8 +47,8 @@ SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 OPEN_PATHS = frozenset({"/health"}) | pages.OPEN_PATHS
-# What a key must be allowed to do there; None: any key. Paths that are not listed need no less than a key.
-CHAT_PREFIX = "/api/"  # all of it is a person's own: the scope "chat"
+# What a key must be allowed to do there; None: any key. Paths that are not listed need no less than a key; all under
+# CHAT_PREFIX is a person's own and needs the scope "chat".
 SCOPES = {
     "/v1/chat/completions": "generate", "/v1/completions": "generate", "/v1/responses": "generate",
     "/v1/messages": "generate", "/v1/messages/count_tokens": "tokenize", "/tokenize": "tokenize",
@@ -90,22 +90,22 @@ def make_app(service: Service) -> Starlette:
 
 
 async def _api_error(request: Request, error: ApiError) -> Response:
-    return response_for(request.url.path, error)
+    return _told(request, error)
 
 
 async def _mistake(request: Request, error: LibremoeError) -> Response:
-    return response_for(request.url.path, refusal(error))
+    return _told(request, refusal(error))
 
 
 async def _not_found(request: Request, error: NotFound) -> Response:
-    return response_for(request.url.path, ApiError(404, str(error), code="not_found"))
+    return _told(request, ApiError(404, str(error), code="not_found"))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     path = request.url.path
     message = {404: f"there is no {path[:200]} here; see /openapi.json", 405: f"{path[:200]} takes another method"}
-    return response_for(path, ApiError(error.status_code, message.get(error.status_code, error.detail),
-                                       headers=dict(error.headers or {})))
+    return _told(request, ApiError(error.status_code, message.get(error.status_code, error.detail),
+                                   headers=dict(error.headers or {})))
 
 
 async def _gone(request: Request, error: Gone) -> Response:
@@ -114,7 +114,12 @@ async def _gone(request: Request, error: Gone) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     # Starlette raises it again once this is sent, so the log has the traceback; the client has none.
-    return response_for(request.url.path, ApiError(500, "the server failed at this request; its log says how"))
+    return _told(request, ApiError(500, "the server failed at this request; its log says how"))
+
+
+def _told(request: Request, error: ApiError) -> Response:
+    path = request.url.path
+    return response_for(path, error, language_of(path, request.headers))
 
 
 @dataclass
@@ -150,7 +155,7 @@ class _Guards:
         """A person who opens the page without a key is asked for one."""
         if error.status == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", ""):
             return pages.login_page(headers.get("accept-language", ""), failed=False)
-        return response_for(scope["path"], error)
+        return response_for(scope["path"], error, language_of(scope["path"], headers))
 
     def _check_origin(self, scope: Scope, headers: Headers, allowed_origin: str | None) -> None:
         """Refuses names that are not ours (DNS rebinding) and pages of other sites (a browser that was sent here)."""

@@ -25,6 +25,7 @@ from libremoe.chat.conversation import (
     turn_as_dict,
 )
 from libremoe.chat.message import Text
+from libremoe.french import translated
 from libremoe.server.answers import OpenAnswer
 from libremoe.server.body import read_body, read_bytes
 from libremoe.server.chat_model import ServiceModel
@@ -37,7 +38,7 @@ from libremoe.server.chat_schema import (
     NewTurn,
 )
 from libremoe.server.chat_state import Chat, chat_of, plain, render, route
-from libremoe.server.errors import ApiError, invalid, openai_body
+from libremoe.server.errors import ApiError, invalid, language_of, openai_body
 from libremoe.server.service import Service
 from libremoe.server.sse import EventStream, event
 
@@ -91,7 +92,7 @@ async def conversation(request: Request) -> Response:
 
     def read() -> dict[str, Any]:
         found = store.conversation(id)
-        shown = [_shown(turn) for turn in store.turns(id)]
+        shown = [_in(_language(request), _shown(turn)) for turn in store.turns(id)]
         return {"conversation": conversation_as_dict(found), "turns": shown, "leaf_id": found.leaf_id}
 
     return JSONResponse(await asyncio.to_thread(read))
@@ -102,6 +103,16 @@ def _shown(turn: Turn) -> dict[str, Any]:
     text = "".join(part.text for part in turn.parts if isinstance(part, Text))
     html = render(text, turn.details.get("sources", []), turn.details.get("sentences", []))
     return turn_as_dict(turn) | {"html": html}
+
+
+def _language(request: Request) -> str:
+    return language_of(request.url.path, request.headers)
+
+
+def _in(language: str, turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn as JSON, with the reason of its failure in a language; kept is the English one."""
+    error = turn["details"].get("error")
+    return turn if error is None else turn | {"details": turn["details"] | {"error": translated(error, language)}}
 
 
 async def change_conversation(request: Request) -> Response:
@@ -248,19 +259,24 @@ async def _begin(request: Request, chat: Chat, found: Conversation, turns: Seque
 
 
 def _stream(request: Request, answer: OpenAnswer, before: Sequence[Turn]) -> Response:
+    language = _language(request)
+
     async def events() -> AsyncGenerator[bytes]:
         for turn in before:
-            yield event({"type": "turn", "turn": _shown(turn)})
-        yield event({"type": "turn", "turn": turn_as_dict(answer.turn) | {"html": ""}})
+            yield event({"type": "turn", "turn": _in(language, _shown(turn))})
+        yield event({"type": "turn", "turn": _in(language, turn_as_dict(answer.turn)) | {"html": ""}})
         async with aclosing(answer.follow()) as more:
             async for one in more:
-                yield event(one)
+                yield event(_event_in(language, one))
 
-    return EventStream(request.app.state.service, events(), _on_error)
+    return EventStream(request.app.state.service, events(), lambda error: event(
+        _event_in(language, {"type": "error", **openai_body(error)["error"]})))
 
 
-def _on_error(error: ApiError) -> bytes:
-    return event({"type": "error", **openai_body(error)["error"]})
+def _event_in(language: str, one: dict[str, Any]) -> dict[str, Any]:
+    if one["type"] == "error":
+        return one | {"message": translated(one["message"], language)}
+    return one | {"turn": _in(language, one["turn"])} if "turn" in one else one
 
 
 def _open_answer(request: Request) -> OpenAnswer:
@@ -279,7 +295,7 @@ async def stop(request: Request) -> Response:
     answer = _open_answer(request)
     answer.stop()
     await answer.ended()
-    return JSONResponse({"turn": _shown(answer.turn)})
+    return JSONResponse({"turn": _in(_language(request), _shown(answer.turn))})
 
 
 async def approve(request: Request) -> Response:

@@ -10,12 +10,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from libremoe.chat.persona import LANGUAGES, history
+from libremoe.french import told, translated
 from libremoe.server.body import read_body
 from libremoe.server.chat_schema import NewSource, Offline
 from libremoe.server.chat_state import Chat, chat_of, plain, route
 from libremoe.server.errors import ApiError
 
 MAX_ENTRIES = 1000  # of the ledger, in one answer
+_PROMPTS_TEXT = ("Each answer names the SHA-256 of the system prompt it was written under. These are all of them, in "
+                 "UTF-8 exactly as the model reads them; the first of each is in use.")
 _STYLE = (":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;"
           "padding:0 1rem}pre{white-space:pre-wrap;background:#8881;padding:.6rem}code{overflow-wrap:anywhere}")
 
@@ -32,7 +35,8 @@ def prompts_of(chat: Chat) -> list[dict[str, Any]]:
     found = []
     for persona in chat.personas.values():
         for language in LANGUAGES:
-            versions = [{"since": one.since.isoformat(), "note": one.note, "sha256": one.sha256, "text": one.text}
+            versions = [{"since": one.since.isoformat(), "note": translated(one.note, language),
+                         "sha256": one.sha256, "text": one.text}
                         for one in history(persona, language)]
             found.append({"persona": persona.name, "language": language, "title": persona.title.get(language) or
                           persona.title["en"], "own": persona.own, "versions": versions})
@@ -44,16 +48,20 @@ async def prompts(request: Request) -> Response:
     found = prompts_of(chat_of(request))
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"prompts": found})
-    parts = ["<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-             f"<title>Prompts</title><style>{_STYLE}</style><h1>The system prompts of this server</h1>",
-             "<p>Each answer names the SHA-256 of the system prompt it was written under. These are all of them, in ",
-             "UTF-8 exactly as the model reads them; the first of each is in use.</p>"]
-    for one in found:
-        parts.append(f"<h2>{html.escape(one['title'])} ({html.escape(one['persona'])}, {one['language']})</h2>")
+    language = "fr" if request.headers.get("accept-language", "").lower().startswith("fr") else "en"
+    title, text = map(html.escape, (told("The system prompts of this server", language), told(_PROMPTS_TEXT, language)))
+    parts = [f"<!doctype html><html lang={language}><meta charset=utf-8>",
+             "<meta name=viewport content='width=device-width'>",
+             f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{text}</p>"]
+    for one in sorted(found, key=lambda one: one["language"] != language):
+        parts.append(f"<section lang={one['language']}><h2>{html.escape(one['title'])} ({html.escape(one['persona'])}, "
+                     f"{one['language']})</h2>")
         for i, version in enumerate(one["versions"]):
-            shown = (f"<p>Since {version['since']}. {html.escape(version['note'])}<br><code>{version['sha256']}</code>"
+            since = told("Since {day}.", one["language"], day=version["since"])
+            shown = (f"<p>{since} {html.escape(version['note'])}<br><code>{version['sha256']}</code>"
                      f"</p><pre>{html.escape(version['text'])}</pre>")
             parts.append(shown if i == 0 else f"<details><summary>{version['since']}</summary>{shown}</details>")
+        parts.append("</section>")
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
     return HTMLResponse("".join(parts) + "</html>", headers={"Content-Security-Policy": policy})
 

@@ -1,15 +1,20 @@
 """What a client is told when something is wrong: one ApiError, written in the shape of the API that was called.
 
 OpenAI: {"error": {"message", "type", "param", "code"}}; Anthropic: {"type": "error", "error": {"type", "message"}}.
+Programs are told in English. The page's own API answers in the language that the page asks for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from libremoe.french import translated
+
+CHAT_PREFIX = "/api/"  # the page's own
 ANTHROPIC_PREFIX = "/v1/messages"
 OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -58,8 +63,16 @@ def body_for(path: str, error: ApiError) -> dict[str, Any]:
     return anthropic_body(error) if anthropic else openai_body(error)
 
 
-def response_for(path: str, error: ApiError) -> Response:
+def language_of(path: str, headers: Mapping[str, str]) -> str:
+    """In which a person reads what is said: "fr" or "en"."""
+    french = headers.get("accept-language", "").strip().lower().startswith("fr")
+    return "fr" if french and path.startswith(CHAT_PREFIX) else "en"
+
+
+def response_for(path: str, error: ApiError, language: str = "en") -> Response:
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return JSONResponse(body_for(path, error), status_code=error.status, headers=headers)
+    body = body_for(path, error)
+    body["error"]["message"] = translated(body["error"]["message"], language)
+    return JSONResponse(body, status_code=error.status, headers=headers)

@@ -44,11 +44,19 @@ def card(record: dict[str, Any], dense: dict[str, Any] | None = None, baseline: 
     return "\n\n".join(parts) + "\n"
 
 
+def _runs(r: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A name and the record of each training that the model went through, the first one first."""
+    records = [r]
+    while records[-1].get("before"):
+        records.append(records[-1]["before"])
+    tunings = len(records) - 1
+    names = ["training", *(f"tuning {n}" if tunings > 1 else "tuning" for n in range(1, tunings + 1))]
+    return list(zip(names, reversed(records), strict=True))
+
+
 def _head(r: dict[str, Any]) -> str:
-    m, before = r["recipe"]["model"], r.get("before")
-    kept = not r["recipe"]["train"].get("learn_experts", True)
-    last = ("tuning, of all but the experts" if kept else "tuning") if before else "training"
-    tables = [*([_training("training", before)] if before else []), _training(last, r)]
+    m = r["recipe"]["model"]
+    tables = [_training(name, one) for name, one in _runs(r)]
     return "\n".join([
         f"# {r['recipe']['title']}", "",
         f"{r['parameters'] / 1e6:.1f} M parameters, {r['active_parameters'] / 1e6:.1f} M active for a token: "
@@ -59,6 +67,7 @@ def _head(r: dict[str, Any]) -> str:
 
 def _training(title: str, r: dict[str, Any]) -> str:
     joules = r["energy"]["joules"]
+    title += "" if r["recipe"]["train"].get("learn_experts", True) else ", of all but the experts"
     energy = f"{joules / 3600:.0f} Wh, by {r['energy']['how']}" if joules is not None else r["energy"]["how"]
     return "\n".join([
         f"| {title} | |", "| --- | --- |", f"| tokens seen | {r['tokens_seen']:,} in {r['steps']:,} steps |",
@@ -71,8 +80,9 @@ def _training(title: str, r: dict[str, Any]) -> str:
 def _data(r: dict[str, Any]) -> str:
     lines = ["## Trained on", "", "| stage | tokens | documents |", "| --- | ---: | ---: |"]
     licences: dict[str, list[str]] = {}
-    runs = [(" of the tuning", r), ("", r["before"])] if r.get("before") else [("", r)]
-    for said, one in reversed(runs):
+    runs = _runs(r)
+    for run, one in runs:
+        said = "" if run == "training" else f" of {run}"
         lines += [f"| {name}{said} | {shard['tokens']:,} | {shard['documents']:,} |"
                   for name, shard in one["data"].items()]
         for part, licence in sorted(((one.get("report") or {}).get("licences") or {}).items()):
@@ -89,10 +99,10 @@ def _data(r: dict[str, Any]) -> str:
 
 def _perplexity(r: dict[str, Any], dense: dict[str, Any] | None, baseline: dict[str, Any] | None,
                 scores: dict[str, Any] | None) -> str:
-    base = r.get("before") or r
+    base = _runs(r)[0][1]
     shards = (scores or {}).get("shards", {})
     own = [(name, one["nats_per_token"], one["nats_per_character"]) for name, one in shards.items()] or _last(r)
-    rows = [("this model", own), *([("before its tuning", _last(base))] if base is not r else [])]
+    rows = [("this model", own), *([("before all tuning", _last(base))] if base is not r else [])]
     if dense is not None:
         step = min(_steps(base)[-1], _steps(dense)[-1])
         at = "" if step == base["steps"] else f" after {step * base['tokens_seen'] // base['steps'] / 1e6:.0f} M tokens"

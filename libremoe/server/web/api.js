@@ -4,6 +4,9 @@ export class Refused extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
+/** What the server refuses is said in the language of the page. */
+const spoken = () => ({ accept: "application/json", "accept-language": document.documentElement.lang });
+
 async function refusal(response) {
   let message = `${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* no JSON: the status has to do */ }
@@ -12,7 +15,7 @@ async function refusal(response) {
 }
 
 async function call(method, path, body, signal) {
-  const headers = { accept: "application/json" };
+  const headers = spoken();
   if (body !== undefined) headers["content-type"] = "application/json";
   return fetch(path, { method, headers, signal, credentials: "same-origin", cache: "no-store",
     body: body === undefined ? undefined : JSON.stringify(body) });
@@ -32,7 +35,7 @@ export const erase = (path) => json("DELETE", path);
 export async function upload(path, file) {
   const zip = /\.zip$/i.test(file.name);
   const response = await fetch(path, { method: "POST", body: file, credentials: "same-origin",
-    headers: { "content-type": zip ? "application/zip" : "application/json", accept: "application/json" } });
+    headers: { ...spoken(), "content-type": zip ? "application/zip" : "application/json" } });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }

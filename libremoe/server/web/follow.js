@@ -93,7 +93,7 @@ export function follower(view, { buttons, reopen, stick, toEnd }) {
       case "error":
         if (!turn) throw new api.Refused(500, String(event.message));
         turn.details = { ...turn.details, error: event.message };
-        if (here) speaker.say(`${t("failed")} ${event.message}`);
+        if (here) speaker.say(t("failed_why", { why: event.message }));
         return;
       case "done":
         seen.set(turn.id, way.live.tokens);

@@ -116,7 +116,7 @@ function pretty(text) {
 }
 
 function ending(turn) {
-  if (turn.state === "failed") return h("p", { class: "ending bad" }, icon("warn"), turn.details.error ? `${t("failed")} ${turn.details.error}` : t("failed"));
+  if (turn.state === "failed") return h("p", { class: "ending bad" }, icon("warn"), turn.details.error ? t("failed_why", { why: turn.details.error }) : t("failed"));
   if (turn.state === "stopped") return h("p", { class: "ending" }, t("stopped_here"));
   if (turn.state === "done" && turn.details.finish_reason === "length") return h("p", { class: "ending" }, t("cut_here"));
   return null;
