@@ -15,7 +15,7 @@ from tiny import assert_empty, finish, generate, prompts
 
 from libremoe import cli
 from libremoe.batch import Batch
-from libremoe.engine.drafting import PLAIN_EVERY, DraftStats
+from libremoe.engine.drafting import LEAST_STEPS, PLAIN_EVERY, DraftStats
 from libremoe.engine.engine import Engine
 from libremoe.errors import LibremoeError
 from libremoe.ops import choose, reference
@@ -218,10 +218,14 @@ def test_the_router_chooses_among_the_resident_by_its_own_rule(ops):
 def test_stats_say_what_was_gained_or_lost():
     stats = DraftStats(passes=10, drafted=40, accepted=15)
     assert "gain unknown" in stats.describe() and stats.accepted_length == 1.5
+    for _ in range(LEAST_STEPS - 1):
+        stats.note(40, 25, 5.0)
+        stats.note(0, 4, 1.0)
+    assert stats.gain is None
     stats.note(40, 25, 5.0)
     stats.note(0, 4, 1.0)
     assert stats.gain == pytest.approx(1.25) and "25 % faster" in stats.describe()
-    stats.note(4, 0, 5.0)
+    stats.note(4, 0, 50.0)
     assert "slower" in stats.describe()
     engine = Engine(tiny.CountingModel(), n_blocks=8, draft=3)
     generate(engine, [5], SamplingParams(temperature=0, max_tokens=PLAIN_EVERY * 12, ignore_eos=True))

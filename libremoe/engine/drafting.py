@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 MAX_DRAFT = 64  # tokens
 PLAIN_EVERY = 8  # one decoding step in so many drafts nothing: the yardstick for what drafting gains
+LEAST_STEPS = 8  # of either kind, before the gain is said: single steps differ by more than drafting gains
 
 
 @dataclass
@@ -31,8 +32,10 @@ class DraftStats:
     accepted: int = 0  # of them
     tokens: int = 0  # that steps with drafts gave, and the seconds that they took
     seconds: float = 0.0
+    steps: int = 0
     plain_tokens: int = 0  # the same of steps without
     plain_seconds: float = 0.0
+    plain_steps: int = 0
 
     @property
     def accepted_length(self) -> float:
@@ -41,8 +44,8 @@ class DraftStats:
 
     @property
     def gain(self) -> float | None:
-        """Tokens/s with drafts over tokens/s without, measured in the same run; None before both are known."""
-        if not (self.tokens and self.plain_tokens and self.seconds > 0 and self.plain_seconds > 0):
+        """Tokens/s with drafts over tokens/s without, measured in the same run; None after too few steps."""
+        if min(self.steps, self.plain_steps) < LEAST_STEPS or not (self.seconds > 0 and self.plain_tokens):
             return None
         return self.tokens / self.seconds * self.plain_seconds / self.plain_tokens
 
@@ -51,9 +54,11 @@ class DraftStats:
         if n_drafted:
             self.tokens += n_tokens
             self.seconds += seconds
+            self.steps += 1
         else:
             self.plain_tokens += n_tokens
             self.plain_seconds += seconds
+            self.plain_steps += 1
 
     def describe(self) -> str:
         """One line for a person."""
