@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from libremoe.weights.safetensors_header import read_json
 TARGETS = ("f32", "bf16", *FORMATS)
 HEAD_FORMATS = ("f32", "bf16", "int8", "int4")
 SHARED = "shared.safetensors"
+TABLES = ("embed.weight", "head.weight")
 _MAX_JOURNAL_BYTES = 64 << 20
 _CHUNK = 4 << 20  # weights converted at once; bounds what conversion needs beside the tensor itself
 _SPARE_BYTES = 16 << 20  # kept free on the disk for the tables and the file system's own needs
@@ -52,9 +54,9 @@ _CARRIED = ("chat_template.jinja", "tokenizer_config.json", "train.json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: src, dst, format, head, json. Exit status 0; 130 when interrupted."""
+    """The command. args: src, dst, format, head, group, json. Exit status 0; 130 when interrupted."""
     try:
-        summary = convert(args.src, args.dst, args.format, args.head, shown=not args.json)
+        summary = convert(args.src, args.dst, args.format, args.head, shown=not args.json, group=args.group)
     except KeyboardInterrupt:
         print(f"\nstopped; {_AGAIN}", file=sys.stderr)
         return 130
@@ -67,25 +69,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(src: Path | str, dst: Path | str, format: str, head: str | None = None,
-            shown: bool = True) -> dict[str, Any]:
+            shown: bool = True, group: int | None = None) -> dict[str, Any]:
     """Convert the model at src into a new folder dst, or continue; returns the summary that --json prints.
 
+    group: inputs that share a scale, of linear weights that are quantised; None: the format's default.
     Raises LibremoeError for anything that a person can put right: formats, an existing dst, a full disk.
     """
-    return convert_reader(open_checkpoint(src), Path(dst), format, head, shown=shown)
+    return convert_reader(open_checkpoint(src), Path(dst), format, head, shown=shown, group=group)
 
 
 def convert_reader(reader: Reader, dst: Path, format: str, head: str | None = None, random: bool = False,
-                   shown: bool = True, title: str = "converting") -> dict[str, Any]:
+                   shown: bool = True, title: str = "converting", group: int | None = None) -> dict[str, Any]:
     """As convert, from an open reader. random: mark the result as random weights."""
     for given, known in ((format, TARGETS), (head or HEAD_FORMATS[0], HEAD_FORMATS)):
         if given not in known:
             raise LibremoeError(f"no format {given!r} to convert to; there are: {', '.join(known)}")
+    check_group(format, group)
+    _check_carried(reader, format, group)
     started = time.monotonic()
     try:
         with _locked(dst):
-            done = _resume(dst, {"format": format, "head": head, **_identity(reader)})
-            written = _write_files(reader, dst, format, head, done, random, Progress(title, 0, shown))
+            done = _resume(dst, {"format": format, "head": head, "group": group, **_identity(reader)})
+            written = _write_files(reader, dst, Wanted(format, head, group), done, random, Progress(title, 0, shown))
     except OSError as error:
         again = f"; {_AGAIN}" if os.access(dst / JOURNAL, os.F_OK) else ""
         raise LibremoeError(f"{error.filename or dst}: {error.strerror or error}{again}") from error
@@ -96,29 +101,55 @@ def convert_reader(reader: Reader, dst: Path, format: str, head: str | None = No
             "megabytes_per_s": round(written / max(seconds, 1e-9) / 1e6, 1)}
 
 
-def _write_files(reader: Reader, dst: Path, format: str, head: str | None, journal: dict[str, Any],
-                 random: bool, bar: Progress) -> int:
+def check_group(format: str, group: int | None) -> None:
+    """Raises LibremoeError for a group that the format does not offer."""
+    groups = FORMATS[format].groups if format in FORMATS else ()
+    if group is not None and group not in groups:
+        raise LibremoeError(f"--group {group}: {format} has {f'groups of {groups}' if groups else 'no groups'}")
+
+
+def _check_carried(reader: Reader, format: str, group: int | None) -> None:
+    name = "layers.0.experts.0.gate.weight"
+    if group is None or reader.entry(name).format != format:
+        return
+    weight = reader.read(name)
+    if isinstance(weight, QuantTensor) and weight.group != group:
+        raise LibremoeError(f"--group {group}: {reader.path} is {format} in groups of {weight.group} already, which "
+                            "are carried over; leave --group out, or convert from the model before")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to convert to. head: of the tables, group: of linear weights; None: as is usual for the format."""
+
+    format: str
+    head: str | None
+    group: int | None
+
+
+def _write_files(reader: Reader, dst: Path, wanted: Wanted, journal: dict[str, Any], random: bool,
+                 bar: Progress) -> int:
     """Everything that is not there yet; returns the bytes written now."""
     done: dict[str, FileRecord] = journal["files"]
     tokenizer, others = _tokenizer(reader), {}  # first, because it may not be readable
     plans = _plan(reader.config)
     todo = {file: names for file, names in plans.items() if file not in done}
-    shared = {name: _layout(reader, name, format, head) for name in plans[SHARED]}
-    expert = {name: _layout(reader, name, format, head) for name in plans["experts-00000.safetensors"]}
+    shared = {name: _layout(reader, name, wanted) for name in plans[SHARED]}
+    expert = {name: _layout(reader, name, wanted) for name in plans["experts-00000.safetensors"]}
     sizes = {file: file_size(shared if file == SHARED else expert) for file in plans}
     _check_space(dst, sum(sizes[file] for file in todo))
     bar.total = sum(sizes.values())
     bar.done = before = sum(record["size"] for record in done.values())
     with bar:
         for file, names in todo.items():
-            layouts = shared if file == SHARED else {n: _layout(reader, n, format, head) for n in names}
+            layouts = shared if file == SHARED else {n: _layout(reader, n, wanted) for n in names}
             done[file] = write_weights(dst / file, layouts, _buffers(reader, layouts), bar.advance)
             write_small(dst / JOURNAL, json.dumps(journal).encode())
     if tokenizer is not None:
         others[tokenizer[0]] = write_small(dst / tokenizer[0], tokenizer[1])
     for found in _carried_files(reader):
         others[found.name] = write_small(dst / found.name, found.read_bytes())
-    about = {"config": reader.config.to_dict(), "format": format, "licence": reader.licence,
+    about = {"config": reader.config.to_dict(), "format": wanted.format, "licence": reader.licence,
              "source": reader.kind, "tokenizer": tokenizer[0] if tokenizer else None, "random": random}
     complete(dst, about, {file: done[file] for file in plans}, others)
     (dst / JOURNAL).unlink()  # not synced: should it come back after a power cut, the next run removes it
@@ -156,22 +187,23 @@ def _tokenizer(reader: Reader) -> tuple[str, bytes] | None:
 def target_format(name: str, stored: str, format: str, head: str | None) -> str:
     """The format of one weight in the result. stored: its format in the source, as TensorEntry has it."""
     kept = stored if stored in PLAIN or stored in FORMATS else "f32"  # other formats are read as float32
-    if name in ("embed.weight", "head.weight"):
+    if name in TABLES:
         return head or ("int8" if format in ("int4", "int3", "int2") else kept)
     if name.endswith(("norm.weight", "router.weight")):
         return kept
     return format
 
 
-def _layout(reader: Reader, name: str, format: str, head: str | None) -> WeightLayout:
+def _layout(reader: Reader, name: str, wanted: Wanted) -> WeightLayout:
     """How a weight will be stored. A weight that is carried over keeps its groups and scales."""
     entry = reader.entry(name)
-    target = target_format(name, entry.format, format, head)
+    target = target_format(name, entry.format, wanted.format, wanted.head)
+    group = None if name in TABLES else wanted.group
     if target in PLAIN:
         return WeightLayout(target, entry.shape)
     if target == entry.format:
         return WeightLayout.of(reader.read(name))
-    return WeightLayout(target, entry.shape, FORMATS[target].groups[0], "bf16")
+    return WeightLayout(target, entry.shape, group or FORMATS[target].groups[0], "bf16")
 
 
 def _buffers(reader: Reader, layouts: Layouts) -> Iterator[torch.Tensor]:

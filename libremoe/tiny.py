@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from libremoe.config import ModelConfig, preset
-from libremoe.convert import HEAD_FORMATS, TARGETS, convert_reader
+from libremoe.convert import HEAD_FORMATS, TARGETS, check_group, convert_reader
 from libremoe.errors import LibremoeError
 from libremoe.experts import Expert, Weight
 from libremoe.progress import size_text
@@ -47,10 +47,10 @@ _NOTICE_TEXT = "The weights of this model are random numbers (libremoe make-tiny
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command. args: dst, dims, layers, as_, format, head, seed, json. Exit status 0; 130 when interrupted."""
+    """The command. args: dst, dims, layers, as_, format, head, group, seed, json. Returns 0; 130 when interrupted."""
     try:
         summary = make_tiny(args.dst, args.as_, args.dims, args.layers, args.format, args.seed,
-                            args.head, shown=not args.json)
+                            args.head, shown=not args.json, group=args.group)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
@@ -64,12 +64,13 @@ def run(args: argparse.Namespace) -> int:
 
 def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "tiny",
               layers: int | None = None, format: str = "int8", seed: int = 0, head: str | None = None,
-              shown: bool = False) -> dict[str, Any]:
+              shown: bool = False, group: int | None = None) -> dict[str, Any]:
     """Write a random model to dst, which must not exist; returns the summary that --json prints.
 
     as_: "native" (formats: convert.TARGETS), "ckpt" (the official layout, which is int8) or "gguf"
     (formats: gguf_writer.QUANTS; int8 means q8_0). dims: a preset's name or a configuration. layers:
-    instead of its own. head: of the tables in native files, one of convert.HEAD_FORMATS. Raises LibremoeError for a
+    instead of its own. head: of the tables in native files, one of convert.HEAD_FORMATS. group: of the linear weights
+    in native files, inputs that share a scale. Raises LibremoeError for a
     combination that does not exist, and for a dst that does.
     """
     dst = Path(dst)
@@ -79,12 +80,15 @@ def make_tiny(dst: Path | str, as_: str = "native", dims: str | ModelConfig = "t
     if as_ == "gguf" and format == "int8":
         format = "q8_0"
     _check(dst, as_, config, format, head)
+    if group is not None and as_ != "native":
+        raise LibremoeError(f"--group {group}: native files have a choice of groups, {as_} has none")
+    check_group(format, group)
     write = {"native": _write_native, "ckpt": _write_ckpt, "gguf": _write_gguf}[as_]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.json"
         tokenizer.write_text(byte_tokenizer(config.vocab_size), encoding="utf-8")
         narrow = as_ == "native" and format in FORMATS
-        reader = RandomReader(config, format if narrow else "int8", seed, tokenizer, head)
+        reader = RandomReader(config, format if narrow else "int8", seed, tokenizer, head, group)
         try:
             write(dst, reader, format, shown)
         except OSError as error:
@@ -120,7 +124,7 @@ class RandomReader:
     """A reader (weights/__init__.py) whose weights are made when they are read.
 
     format: of linear weights: int8 with the groups of the release for Grok-1, else any of quant.FORMATS
-    with its default group. Embedding and head are as `head` says, else float32 beside int8 and int8 beside less;
+    with `group` or its default. Embedding and head are as `head` says, else float32 beside int8 and int8 beside less;
     norms scatter around 1; all else has mean 0 and a standard deviation that keeps activations near 1.
     """
 
@@ -128,11 +132,12 @@ class RandomReader:
     licence: str | None = None
 
     def __init__(self, config: ModelConfig, format: str = "int8", seed: int = 0,
-                 tokenizer: Path | None = None, head: str | None = None):
+                 tokenizer: Path | None = None, head: str | None = None, group: int | None = None):
         self.path = Path(f"random weights with seed {seed}")
         self.config = config
         self.format = format
         self.head = head
+        self.group = group
         self.seed = seed
         self.tokenizer = tokenizer
         self._shapes = parameter_names(config)
@@ -149,8 +154,8 @@ class RandomReader:
             if head not in FORMATS:
                 return WeightLayout("f32", shape)
             return WeightLayout(head, shape, 64 if head == "int8" else 32, "bf16")
-        group = FORMATS[self.format].groups[0]
-        if self.format == "int8" and self.config.family == "grok-1":
+        group = self.group or FORMATS[self.format].groups[0]
+        if self.format == "int8" and self.group is None and self.config.family == "grok-1":
             cut = name.endswith(("attn.o.weight", "down.weight")) and shape[1] % OFFICIAL_SHARDS == 0
             group = shape[1] // (OFFICIAL_SHARDS if cut else 1)  # only weights cut along their inputs have 8
         return WeightLayout(self.format, shape, group, "bf16")

@@ -91,6 +91,34 @@ def logits(reader: Reader) -> torch.Tensor:
         return model(tokens, Batch.of_whole([len(tokens)]))
 
 
+def test_the_group_asked_for_is_that_of_linear_weights(tmp_path: Path, source: Path) -> None:
+    made = {group: tmp_path / f"g{group}" for group in (32, 64)}
+    for group, dst in made.items():
+        convert(source, dst, "int4", shown=False, group=group)
+    readers = {group: open_checkpoint(dst) for group, dst in made.items()}
+    for name in readers[64].names():
+        old, new = source_reader(source, name), readers[64].read(name)
+        if isinstance(new, QuantTensor) and new.format == "int4":
+            assert new.group == 64
+            assert torch.equal(floats(new), floats(quantize(floats(old), "int4", 64)))
+        elif isinstance(new, QuantTensor):  # a table: as without the flag
+            assert torch.equal(floats(new), floats(readers[32].read(name)))
+    quiet(source, tmp_path / "default", "int4")
+    assert contents(tmp_path / "default") == contents(made[32])
+    made_up = make_tiny(tmp_path / "t", "native", SMALL, format="int4", group=64)
+    assert open_checkpoint(made_up["dst"]).read("layers.0.experts.0.gate.weight").group == 64
+    for arguments, said in ((("int4", 48), r"int4 has groups of \(32, 64\)"), (("bf16", 64), "bf16 has no groups")):
+        with pytest.raises(LibremoeError, match=said):
+            convert(source, tmp_path / "no", arguments[0], shown=False, group=arguments[1])
+    with pytest.raises(LibremoeError, match="in groups of 32 already"):
+        convert(made[32], tmp_path / "again", "int4", shown=False, group=64)
+    assert not (tmp_path / "again").exists() and not (tmp_path / "no").exists()
+
+
+def source_reader(source: Path, name: str) -> Weight:
+    return open_checkpoint(source).read(name)
+
+
 @pytest.mark.parametrize("format", ["f32", "bf16", "int4", "int3", "int2"])
 def test_conversion_is_the_plain_computation(tmp_path: Path, source: Path, format: str) -> None:
     """Band by band into a run gives what whole tensors give."""
