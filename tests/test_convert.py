@@ -216,7 +216,7 @@ def stopped(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch,
     interrupted = fails_from(3, write, KeyboardInterrupt())
     with monkeypatch.context() as patch:
         patch.setattr(convert_module, "write_weights", interrupted)
-        args = Namespace(src=source, dst=tmp_path / "m", format="int4", head=None, json=False)
+        args = Namespace(src=source, dst=tmp_path / "m", format="int4", head=None, group=None, json=False)
         assert convert_module.run(args) == 130
     assert "run the same command again to continue" in capsys.readouterr().err
     return tmp_path / "m"
@@ -372,7 +372,7 @@ def test_memory_stays_below_four_times_the_largest_tensor(tmp_path: Path, source
 
 def test_the_commands_print_json(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dst = tmp_path / "m"
-    assert convert_module.run(Namespace(src=source, dst=dst, format="int4", head=None, json=True)) == 0
+    assert convert_module.run(Namespace(src=source, dst=dst, format="int4", head=None, group=None, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] == sum(len(c) for c in contents(dst).values())
     assert verify_module.run(Namespace(path=dst, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["ok"]

@@ -138,7 +138,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, as_: str, monkeypatch: pytest.
 
 def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = Namespace(dst=tmp_path / "m", dims="tiny", layers=1, as_="native", format="int4", seed=1, head=None,
-                     json=True)
+                     group=64, json=True)
     assert tiny.run(args) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["config"]["n_layers"] == 1
