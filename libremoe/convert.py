@@ -104,8 +104,9 @@ def convert_reader(reader: Reader, dst: Path, format: str, head: str | None = No
 def check_group(format: str, group: int | None) -> None:
     """Raises LibremoeError for a group that the format does not offer."""
     groups = FORMATS[format].groups if format in FORMATS else ()
+    said = ", ".join(map(str, groups))
     if group is not None and group not in groups:
-        raise LibremoeError(f"--group {group}: {format} has {f'groups of {groups}' if groups else 'no groups'}")
+        raise LibremoeError(f"--group {group}: {format} has {f'groups of {said}' if groups else 'no groups'}")
 
 
 def _check_carried(reader: Reader, format: str, group: int | None) -> None:
@@ -115,7 +116,7 @@ def _check_carried(reader: Reader, format: str, group: int | None) -> None:
     weight = reader.read(name)
     if isinstance(weight, QuantTensor) and weight.group != group:
         raise LibremoeError(f"--group {group}: {reader.path} is {format} in groups of {weight.group} already, which "
-                            "are carried over; leave --group out, or convert from the model before")
+                            "are carried over; leave --group out, or convert the original")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_the_group_asked_for_is_that_of_linear_weights(tmp_path: Path, source: P
     assert contents(tmp_path / "default") == contents(made[32])
     made_up = make_tiny(tmp_path / "t", "native", SMALL, format="int4", group=64)
     assert open_checkpoint(made_up["dst"]).read("layers.0.experts.0.gate.weight").group == 64
-    for arguments, said in ((("int4", 48), r"int4 has groups of \(32, 64\)"), (("bf16", 64), "bf16 has no groups")):
+    for arguments, said in ((("int4", 48), "int4 has groups of 32, 64"), (("bf16", 64), "bf16 has no groups")):
         with pytest.raises(LibremoeError, match=said):
             convert(source, tmp_path / "no", arguments[0], shown=False, group=arguments[1])
     with pytest.raises(LibremoeError, match="in groups of 32 already"):
