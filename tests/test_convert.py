@@ -246,6 +246,23 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, source: Path, stopped
     assert contents(stopped) == contents(tmp_path / "undisturbed")
 
 
+def test_what_had_been_finished_is_not_written_again(tmp_path: Path, source: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its last act, the removal of the record: going on touches nothing that readers see."""
+    def stop(path: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(source, tmp_path / "m", "int4")
+    assert (tmp_path / "m" / JOURNAL).exists() and (tmp_path / "m" / MANIFEST).exists()
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "m").iterdir()}
+    quiet(source, tmp_path / "m", "int4")
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "m").iterdir()} | {
+        JOURNAL: before[JOURNAL]} == before
+
+
 def test_a_finished_file_that_has_changed_is_written_again(tmp_path: Path, source: Path, stopped: Path) -> None:
     content = bytearray((stopped / "shared.safetensors").read_bytes())
     content[-1] ^= 1

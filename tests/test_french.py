@@ -11,6 +11,7 @@ import pytest
 
 from libremoe.chat.commands import COMMANDS
 from libremoe.chat.persona import load_personas, policy
+from libremoe.chat.tool_box import ToolBox, local_tools, python_tool
 from libremoe.french import table, told, translated
 
 PACKAGE = Path(__file__).parent.parent / "libremoe"
@@ -50,6 +51,7 @@ def test_every_sentence_is_in_the_table() -> None:
     said = {text for name in ("terminal", "commands", "screen") for text in sentences(
         SAID, PACKAGE / f"chat/{name}.py")}
     refused = {text for name in REFUSE for text in sentences(REFUSING, PACKAGE / name)}
+    said |= {str(one["description"]) for one in ToolBox([*local_tools(), python_tool()]).described()}
     said |= sentences_of_notes() | set(sentences(SAID, PACKAGE / "server/chat_more.py"))
     helps = {command.__doc__ or "" for command in COMMANDS.values()}
     # a file name and what the system says of it; a field and what is wrong with it: no words of ours

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from libremoe.chat.conversation import Conversation, Turn
 from libremoe.chat.message import Text
 from libremoe.errors import LibremoeError
-from libremoe.french import told
+from libremoe.french import told, translated
 
 if TYPE_CHECKING:
     from libremoe.chat.terminal import Terminal
@@ -219,7 +219,8 @@ async def _tools(terminal: Terminal, rest: str) -> None:
     for one in terminal.tools.described():
         asks = told("asks first", terminal.language) if one["acts"] else ""
         mark = "*" if one["name"] in terminal.chosen_tools else " "
-        terminal.say(f"{mark} {one['name']:<14} {one['description']} {asks}".rstrip())
+        does = translated(one["description"], terminal.language)
+        terminal.say(f"{mark} {one['name']:<14} {does} {asks}".rstrip())
 
 
 async def _copy(terminal: Terminal, rest: str) -> None:

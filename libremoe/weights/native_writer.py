@@ -94,18 +94,19 @@ def write_weights(path: Path, layouts: Layouts, buffers: Iterable[torch.Tensor],
 
 
 def write_small(path: Path, content: bytes) -> dict[str, Any]:
-    """Write a whole file at once, as carefully; its size and sha256."""
-    digest = hashlib.sha256()
-    partial = path.with_name(path.name + PARTIAL)
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        _write(fd, memoryview(content), digest, lambda n: None)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(partial, path)
+    """Write a whole file at once, as carefully; its size and sha256. A file that has this content is left as it is, so
+    that finishing what was finished touches nothing."""
+    if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
+        partial = path.with_name(path.name + PARTIAL)
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            _write(fd, memoryview(content), hashlib.sha256(), lambda n: None)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(partial, path)
     sync_folder(path.parent)
-    return {"size": len(content), "sha256": digest.hexdigest()}
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def complete(folder: Path, about: dict[str, Any], files: dict[str, FileRecord],
