@@ -43,6 +43,15 @@ def sentences(names: set[str], file: Path) -> Iterator[str]:
                 yield text
 
 
+def sentences_of_databases() -> Iterator[str]:
+    """What a failure of the database becomes is returned, and raised elsewhere."""
+    for node in ast.walk(ast.parse((PACKAGE / "chat/databases.py").read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name == "_sentence":
+            for last in ast.walk(node):
+                if isinstance(last, ast.Return) and last.value and (text := sentence(last.value)) is not None:
+                    yield text
+
+
 def sentences_of_notes() -> set[str]:
     return {version.note for persona in load_personas().values() for version in (*persona.versions, *policy())}
 
@@ -51,6 +60,8 @@ def test_every_sentence_is_in_the_table() -> None:
     said = {text for name in ("terminal", "commands", "screen") for text in sentences(
         SAID, PACKAGE / f"chat/{name}.py")}
     refused = {text for name in REFUSE for text in sentences(REFUSING, PACKAGE / name)}
+    refused |= set(sentences_of_databases())
+    refused |= {text for text in sentences(REFUSING, PACKAGE / "chat/tool_box.py") if "sandbox" in text}
     said |= {str(one["description"]) for one in ToolBox([*local_tools(), python_tool()]).described()}
     said |= sentences_of_notes() | set(sentences(SAID, PACKAGE / "server/chat_more.py"))
     helps = {command.__doc__ or "" for command in COMMANDS.values()}
