@@ -62,9 +62,23 @@ def test_a_conversation_its_branches_and_files(monkeypatch: pytest.MonkeyPatch, 
     assert all(t.details["prompt_sha256"] for t in turns if t.role == "assistant")
 
 
+def test_what_is_there_is_erased_and_written_over_by_intent_only(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """/delete N takes the one that /list shows, and a wrong N none at all; an export takes no other file's place."""
+    theirs = tmp_path / "notes.md"
+    theirs.write_text("mine")
+    lines = ["One", "/new", "Two", "/delete 3", f"/export {theirs}", "/delete 2", "Still here"]
+    out, terminal, _ = talked(lines, words("x"), monkeypatch, capsys)
+    assert "/delete takes a number from 1 to 2" in out and "(erased: One)" in out
+    (left,) = terminal.store.conversations()
+    assert [t.text for t in terminal.store.turns(left.id)] == ["Two", "x", "Still here", "x"]
+    assert theirs.read_text() == "mine" and "there is such a file already" in out
+
+
 @pytest.mark.parametrize("line", ["/nope", "/open 9", "/branches", "/export x.pdf", "/export /nowhere/at/all.md",
                                   "/edit", "/continue", "/regenerate", "/copy", "/persona nobody", "/tools rm",
-                                  "/live maybe", "/import /nowhere", "/search", "/rename", "/delete", "/live on"])
+                                  "/live maybe", "/import", "/import /nowhere", "/search", "/rename", "/delete",
+                                  "/delete 9", "/live on"])
 def test_what_is_wrong_is_a_sentence(line: str, monkeypatch: pytest.MonkeyPatch,
                                      capsys: pytest.CaptureFixture[str]) -> None:
     out, _, code = talked([line], words("x"), monkeypatch, capsys)

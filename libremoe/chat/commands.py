@@ -56,10 +56,15 @@ async def _list(terminal: Terminal, rest: str) -> None:
 
 async def _open(terminal: Terminal, rest: str) -> None:
     """N: go on with conversation N of /list"""
+    _go_on(terminal, _listed(terminal, "open", rest))
+
+
+def _listed(terminal: Terminal, command: str, number: str) -> Conversation:
+    """The conversation that /list shows with this number."""
     found = terminal.store.conversations(LISTED)
-    if not rest.isdecimal() or not 1 <= int(rest) <= len(found):
-        raise LibremoeError(f"/open takes a number from 1 to {len(found)}, as /list shows them")
-    _go_on(terminal, found[int(rest) - 1])
+    if not number.isdecimal() or not 1 <= int(number) <= len(found):
+        raise LibremoeError(f"/{command} takes a number from 1 to {len(found)}, as /list shows them")
+    return found[int(number) - 1]
 
 
 def _go_on(terminal: Terminal, conversation: Conversation) -> None:
@@ -149,6 +154,8 @@ async def _export(terminal: Terminal, rest: str) -> None:
     write = {".md": to_markdown, ".json": to_json, ".html": to_html}.get(path.suffix.lower())
     if not rest or write is None:
         raise LibremoeError("/export takes a file whose name ends with .md, .json or .html")
+    if path.exists():
+        raise LibremoeError(f"{path}: there is such a file already; choose another name, or remove it first")
     _write_whole(path, write(conversation, terminal.store.turns(conversation.id)))
     terminal.tell("written: {path}", path=path)
 
@@ -169,6 +176,8 @@ async def _import(terminal: Terminal, rest: str) -> None:
     """FILE: take in conversations of an exported file (ours, ChatGPT's, Open WebUI's)"""
     from libremoe.chat.importing import read_export
 
+    if not rest:
+        raise LibremoeError("/import takes a file: ours (.json), or an export of ChatGPT or Open WebUI")
     try:
         content = Path(rest).expanduser().read_bytes()
     except OSError as error:
@@ -249,13 +258,15 @@ async def _rename(terminal: Terminal, rest: str) -> None:
 
 
 async def _delete(terminal: Terminal, rest: str) -> None:
-    """erase this conversation: no byte of it stays"""
-    id = _current(terminal).id
-    terminal.store.delete(id)
+    """[N]: erase this conversation, or conversation N of /list: no byte of it stays"""
+    current = terminal.conversation
+    chosen = _listed(terminal, "delete", rest) if rest else _current(terminal)
+    terminal.store.delete(chosen.id)
     if terminal.own.live is not None:
-        terminal.own.live.forget(id)
-    terminal.conversation = None
-    terminal.tell("(erased)")
+        terminal.own.live.forget(chosen.id)
+    if current is not None and current.id == chosen.id:
+        terminal.conversation = None
+    terminal.tell("(erased: {title})", title=chosen.title or told("(no title)", terminal.language))
 
 
 def _current(terminal: Terminal) -> Conversation:

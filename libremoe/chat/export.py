@@ -138,7 +138,7 @@ _STYLE = """
 :root { color-scheme: light dark }
 body { font: 1rem/1.55 system-ui, sans-serif; margin: 0 }
 main { max-width: 46rem; margin: auto; padding: 1rem }
-h2 { font-size: 1rem; margin: 2rem 0 .3rem } .small { font-size: .85rem; opacity: .75 }
+h1 { font-size: 1.5rem } h2 { font-size: 1rem; margin: 2rem 0 .3rem } .small { font-size: .85rem; opacity: .75 }
 pre { overflow: auto; padding: .7rem; border: 1px solid #8886; border-radius: .4rem; white-space: pre-wrap }
 table { border-collapse: collapse } td, th { border: 1px solid #8886; padding: .2rem .5rem }
 div.table { overflow: auto }

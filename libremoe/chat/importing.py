@@ -72,7 +72,9 @@ def _parsed(data: bytes) -> Any:
         return json.loads(data, parse_float=_float, parse_constant=_float)
     except RecursionError:
         _refuse("its values are nested too deeply")
-    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
+    except json.JSONDecodeError as error:
+        _refuse(f"it is no JSON at line {error.lineno}, column {error.colno}")
+    except ValueError as error:  # not UTF-8, a number of thousands of digits
         _refuse(f"it is no JSON: {str(error)[:120]}")
 
 
