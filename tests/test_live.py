@@ -142,6 +142,7 @@ def test_all_kinds_of_sources_answer_a_question(monkeypatch: pytest.MonkeyPatch)
         assert kinds >= {"page", "wikipedia", "mastodon", "bluesky", "x"}, (kinds, findings.notes)
         assert [e.number for e in findings.excerpts] == list(range(1, len(findings.excerpts) + 1))
         assert {e.author for e in findings.excerpts} >= {"ana", "bob.example", "lena"}
+        assert all(e.title for e in findings.excerpts)  # a post is shown by its author
         for e in findings.excerpts:
             text = live.archive.snapshot(e.snapshot_sha256)
             assert text is not None and text[e.start:e.end] == e.text
@@ -212,6 +213,9 @@ def test_dead_and_slow_sources_are_named_and_waited_for_no_longer() -> None:
         assert [e.source for e in findings.excerpts] == ["good"]
         notes = "\n".join(findings.notes)
         assert all(name in notes for name in ("slow", "gone", "junk")) and "good" not in notes
+        again = await live.gather("harbour bridge", "fr", 8.0)  # read a moment ago, and not read again: still named
+        assert sorted(note.split("\u00a0:")[0] for note in again.notes) == ["gone", "junk", "slow"]
+        assert "n’a pas répondu à temps" in "".join(again.notes)
         assert all(e.status != "sending" for e in live.ledger.entries())
 
     run(body)

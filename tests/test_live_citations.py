@@ -201,5 +201,5 @@ def test_reasons_and_notes_say_the_same_in_french_with_its_spaces() -> None:
         for key, text in french.items():
             assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", english[key])), key
     assert worded("quote", "a: b", "fr") == "«\u202fa: b\u202f» ne s’y trouve pas"  # what is quoted stays as it stands
-    assert noted("failed", "fr", name="flux", error="no: it") == "flux\u202f: no: it"
+    assert noted("failed", "fr", name="flux", error="no: it") == "flux\u00a0: no: it"
     assert noted("failed", "de", name="feed", error="no") == "feed: no"

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from libremoe.errors import LibremoeError
+from libremoe.french import translated
 from libremoe.live.addresses import Place, Refused, Resolver, is_literal, is_local, is_public, resolve
 from libremoe.live.agreement import agreement
 from libremoe.live.archive import Archive, Visit, keywords
@@ -49,6 +50,11 @@ class _Notes:
     def stripped(self, name: str, parsed: Parsed) -> None:
         if parsed.stripped:
             self.say("stripped", name=name, n=parsed.stripped)
+
+    def failed(self, name: str, error: object) -> None:
+        """error mostly begins with the host, and a source's name is its host unless a person chose another."""
+        said = translated(str(error), self.language)
+        self.say("failed", name=name, error=said.removeprefix(f"{name} "))
 
 
 class Live:
@@ -191,8 +197,12 @@ class Live:
         for source in sources:
             if source.kind in ASKED:
                 work[source.name] = self._ask(source, query, language, tag, notes)
-            elif now - self.archive.visit(source.name).time > STALE_S:
+                continue
+            visit = self.archive.visit(source.name)
+            if now - visit.time > STALE_S:
                 work[source.name] = self._read(source, notes, tag)
+            elif visit.error:
+                notes.failed(source.name, visit.error)
         tasks = {asyncio.create_task(job): name for name, job in work.items()}
         if not tasks:
             return
@@ -212,7 +222,7 @@ class Live:
             if error := task.exception():
                 if not isinstance(error, LibremoeError):
                     raise error
-                notes.say("failed", name=tasks[task], error=error)
+                notes.failed(tasks[task], error)
 
     async def _ask(self, source: Source, query: str, language: str, tag: str, notes: _Notes) -> None:
         request = question(source, query, language)
@@ -245,7 +255,7 @@ class Live:
                 got = await self.fetcher.get(url, why=f"result of {source.name}", tag=tag)
                 parsed = await self._parse("page", got)
             except Refused as refused:
-                notes.lines.append(str(refused))
+                notes.lines.append(translated(str(refused), notes.language))
                 return
             notes.stripped(urlsplit(url).hostname or url, parsed)
             await asyncio.to_thread(self.archive.add, source.name, "page", parsed.items, got.fetched_at)
@@ -259,9 +269,11 @@ class Live:
             before = Visit(source.url)
         headers = {name: value for name, value in (("If-None-Match", before.etag),
                                                    ("If-Modified-Since", before.modified)) if value}
-        visit, new = replace(before, time=self._clock(), error=""), 0
+        late = before.error or f"{place_of(source.url)[0]} did not answer in time"
+        visit, new = replace(before, time=self._clock(), error=late), 0  # what is kept where a deadline ends this
         try:
             got = await self.fetcher.get(source.url, headers, f"read: {source.name}", tag, source.place)
+            visit = replace(visit, error="")
             if got.status != 304:
                 parsed = await self._parse(source.kind, got)
                 new = await asyncio.to_thread(self.archive.add, source.name, source.kind, parsed.items, got.fetched_at)

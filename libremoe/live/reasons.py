@@ -65,5 +65,7 @@ def worded(reason: str, about: str, language: str) -> str:
 
 
 def _spaced(text: str, language: str) -> str:
-    """With the narrow no-break spaces of French typography; the words above are written with plain ones."""
-    return re.sub(r" ([;:!?»])", "\u202f\\1", text).replace("« ", "«\u202f") if language == "fr" else text
+    """With the no-break spaces of French typography, narrow but for the colon's; the words above have plain ones."""
+    if language != "fr":
+        return text
+    return re.sub(r" ([;!?»])", "\u202f\\1", text.replace(" :", "\u00a0:")).replace("« ", "«\u202f")

@@ -170,23 +170,31 @@ def _wikipedia(data: Any, url: str) -> Entries:
              "author": "", "published": _time(p.get("touched")), "text": _at(p, "extract")} for p in pages]
 
 
+def _post(author: str, url: str, published: Any) -> dict[str, Any]:
+    """A post has no title: it is shown by the name of who wrote it."""
+    return {"title": author, "url": url, "author": author, "published": _time(published)}
+
+
 def _mastodon(data: Any, url: str) -> Entries:
     statuses = _list(data, "statuses") if isinstance(data, dict) else _list({"all": data}, "all")
-    return [{"title": "", "url": _at(s, "url") or _at(s, "uri"), "author": _at(s, "account", "acct"),
-             "published": _time(s.get("created_at")), "html": _at(s, "content")} for s in statuses]
+    return [_post(_at(s, "account", "acct"), _at(s, "url") or _at(s, "uri"), s.get("created_at"))
+            | {"html": _at(s, "content")} for s in statuses]
 
 
 def _bluesky(data: Any, url: str) -> Entries:
     found = []
     for post in _list(_object(data, "Bluesky's search"), "posts"):
         handle, key = _at(post, "author", "handle"), _at(post, "uri").rpartition("/")[2]
-        found.append({"title": "", "url": f"https://bsky.app/profile/{handle}/post/{key}", "author": handle,
-                      "published": _time(_at(post, "record", "createdAt")), "text": _at(post, "record", "text")})
+        found.append(_post(handle, f"https://bsky.app/profile/{handle}/post/{key}", _at(post, "record", "createdAt"))
+                     | {"text": _at(post, "record", "text")})
     return found
 
 
 def _x(data: Any, url: str) -> Entries:
     names = {_at(u, "id"): _at(u, "username") for u in _list(_object(data, "X's API"), "includes", "users")}
-    return [{"title": "", "url": f"https://x.com/{names.get(_at(p, 'author_id'), 'i')}/status/{_at(p, 'id')}",
-             "author": names.get(_at(p, "author_id"), ""), "published": _time(_at(p, "created_at")),
-             "text": _at(p, "text")} for p in _list(data, "data")]
+    found = []
+    for post in _list(data, "data"):
+        name = names.get(_at(post, "author_id"), "")
+        url = f"https://x.com/{name or 'i'}/status/{_at(post, 'id')}"
+        found.append(_post(name, url, _at(post, "created_at")) | {"text": _at(post, "text")})
+    return found
