@@ -2,7 +2,7 @@
 
 Errors stay English where they are raised, so that API clients go on getting English; they are put into French where a
 person reads them. {a}, {b} and the like are the values of a sentence in their order. The table is written with the
-narrow no-break spaces of French typography.
+no-break spaces of French typography: narrow, but for the one before a colon.
 """
 
 from __future__ import annotations

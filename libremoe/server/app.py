@@ -119,7 +119,7 @@ async def _failure(request: Request, error: Exception) -> Response:
 
 def _told(request: Request, error: ApiError) -> Response:
     path = request.url.path
-    return response_for(path, error, language_of(path, request.headers))
+    return response_for(path, error, language_of(request.headers))
 
 
 @dataclass
@@ -154,8 +154,8 @@ class _Guards:
     def _refused(self, scope: Scope, headers: Headers, error: ApiError) -> Response:
         """A person who opens the page without a key is asked for one."""
         if error.status == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", ""):
-            return pages.login_page(headers.get("accept-language", ""), failed=False)
-        return response_for(scope["path"], error, language_of(scope["path"], headers))
+            return pages.login_page(language_of(headers), failed=False)
+        return response_for(scope["path"], error, language_of(headers))
 
     def _check_origin(self, scope: Scope, headers: Headers, allowed_origin: str | None) -> None:
         """Refuses names that are not ours (DNS rebinding) and pages of other sites (a browser that was sent here)."""

@@ -92,7 +92,7 @@ async def conversation(request: Request) -> Response:
 
     def read() -> dict[str, Any]:
         found = store.conversation(id)
-        shown = [_in(_language(request), _shown(turn)) for turn in store.turns(id)]
+        shown = [_in(language_of(request.headers), _shown(turn)) for turn in store.turns(id)]
         return {"conversation": conversation_as_dict(found), "turns": shown, "leaf_id": found.leaf_id}
 
     return JSONResponse(await asyncio.to_thread(read))
@@ -103,10 +103,6 @@ def _shown(turn: Turn) -> dict[str, Any]:
     text = "".join(part.text for part in turn.parts if isinstance(part, Text))
     html = render(text, turn.details.get("sources", []), turn.details.get("sentences", []))
     return turn_as_dict(turn) | {"html": html}
-
-
-def _language(request: Request) -> str:
-    return language_of(request.url.path, request.headers)
 
 
 def _in(language: str, turn: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +255,7 @@ async def _begin(request: Request, chat: Chat, found: Conversation, turns: Seque
 
 
 def _stream(request: Request, answer: OpenAnswer, before: Sequence[Turn]) -> Response:
-    language = _language(request)
+    language = language_of(request.headers)
 
     async def events() -> AsyncGenerator[bytes]:
         for turn in before:
@@ -295,7 +291,7 @@ async def stop(request: Request) -> Response:
     answer = _open_answer(request)
     answer.stop()
     await answer.ended()
-    return JSONResponse({"turn": _in(_language(request), _shown(answer.turn))})
+    return JSONResponse({"turn": _in(language_of(request.headers), _shown(answer.turn))})
 
 
 async def approve(request: Request) -> Response:

@@ -14,7 +14,7 @@ from libremoe.french import told, translated
 from libremoe.server.body import read_body
 from libremoe.server.chat_schema import NewSource, Offline
 from libremoe.server.chat_state import Chat, chat_of, plain, route
-from libremoe.server.errors import ApiError
+from libremoe.server.errors import ApiError, language_of
 
 MAX_ENTRIES = 1000  # of the ledger, in one answer
 _PROMPTS_TEXT = ("Each answer names the SHA-256 of the system prompt it was written under. These are all of them, in "
@@ -48,7 +48,7 @@ async def prompts(request: Request) -> Response:
     found = prompts_of(chat_of(request))
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"prompts": found})
-    language = "fr" if request.headers.get("accept-language", "").lower().startswith("fr") else "en"
+    language = language_of(request.headers)
     title, text = map(html.escape, (told("The system prompts of this server", language), told(_PROMPTS_TEXT, language)))
     parts = [f"<!doctype html><html lang={language}><meta charset=utf-8>",
              "<meta name=viewport content='width=device-width'>",

@@ -63,16 +63,17 @@ def body_for(path: str, error: ApiError) -> dict[str, Any]:
     return anthropic_body(error) if anthropic else openai_body(error)
 
 
-def language_of(path: str, headers: Mapping[str, str]) -> str:
+def language_of(headers: Mapping[str, str]) -> str:
     """In which a person reads what is said: "fr" or "en"."""
-    french = headers.get("accept-language", "").strip().lower().startswith("fr")
-    return "fr" if french and path.startswith(CHAT_PREFIX) else "en"
+    return "fr" if headers.get("accept-language", "").strip().lower().startswith("fr") else "en"
 
 
 def response_for(path: str, error: ApiError, language: str = "en") -> Response:
+    """language: for the page's own routes; clients of the other APIs get English."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     body = body_for(path, error)
-    body["error"]["message"] = translated(body["error"]["message"], language)
+    if path.startswith(CHAT_PREFIX):
+        body["error"]["message"] = translated(body["error"]["message"], language)
     return JSONResponse(body, status_code=error.status, headers=headers)

@@ -20,7 +20,7 @@ from starlette.types import Scope
 
 from libremoe.server.body import read_bytes
 from libremoe.server.chat_state import route
-from libremoe.server.errors import ApiError
+from libremoe.server.errors import ApiError, language_of
 from libremoe.server.logins import LOGIN_S
 from libremoe.server.openapi import page as fields_page
 from libremoe.server.service import Service
@@ -96,7 +96,7 @@ async def login_style(request: Request) -> Response:
 
 
 async def login_form(request: Request) -> Response:
-    return login_page(request.headers.get("accept-language", ""), failed=False, status=200)
+    return login_page(language_of(request.headers), failed=False, status=200)
 
 
 async def log_in(request: Request) -> Response:
@@ -109,7 +109,7 @@ async def log_in(request: Request) -> Response:
     except ApiError as error:
         if error.status != 401:
             raise
-        return login_page(request.headers.get("accept-language", ""), failed=True)
+        return login_page(language_of(request.headers), failed=True)
     answer = RedirectResponse("/", 303)
     if key is not None:
         answer.set_cookie(COOKIE, service.logins.begin(secret), max_age=LOGIN_S, path="/", httponly=True,
@@ -133,8 +133,7 @@ LOGIN_WORDS = {
 }
 
 
-def login_page(accept_language: str, failed: bool, status: int = 401) -> Response:
-    language = "fr" if accept_language.lower().startswith("fr") else "en"
+def login_page(language: str, failed: bool, status: int = 401) -> Response:
     title, text, label, wrong = map(html.escape, LOGIN_WORDS[language])
     alert = f'<p role="alert" class="login-wrong">{wrong}</p>' if failed else ""
     content = (

@@ -21,7 +21,7 @@ const { act } = view;
 const follow = follower(view, { buttons, reopen, stick, toEnd });
 
 const options = () => ({
-  live: kept.live && view.state.live.configured && !view.state.offline, tools: kept.tools, persona: kept.persona, language: document.documentElement.lang,
+  live: kept.live && view.state.live.configured, tools: kept.tools, persona: kept.persona, language: document.documentElement.lang,
   ...(kept.temperature === null ? {} : { temperature: kept.temperature }), ...(kept.max_tokens === null ? {} : { max_tokens: kept.max_tokens }),
 });
 
@@ -158,6 +158,19 @@ function heading() {
   const title = view.tree?.conversation.title;
   $("#title").textContent = title || (view.tree ? t("untitled") : t("new_chat"));
   document.title = title ? `${title} – libremoe` : "libremoe";
+  moreOf(title || t("untitled"));
+}
+
+/** The actions of the open conversation, a new one's too as soon as it has begun. */
+function moreOf(title) {
+  let more = $("#more");
+  if (!view.tree) { more?.remove(); return; }
+  if (!more) {
+    more = iconButton("more", "", () => sidebar.actions(view.tree.conversation, more), { id: "more", "aria-haspopup": "menu", "aria-expanded": "false" });
+    $("#top-tools").append(more);
+  }
+  more.title = t("more_of", { title });
+  more.setAttribute("aria-label", more.title);
 }
 
 function words() {
@@ -181,10 +194,6 @@ function words() {
   const top = $("#top-tools");
   top.replaceChildren(h("span", { class: "model", title: state.model }, state.model));
   if (state.n_experts) top.append(iconButton("grid", t("atlas"), toggleAtlas, { id: "atlas-button" }));
-  if (view.tree) {
-    const more = iconButton("more", t("more_of", { title: view.tree.conversation.title || t("untitled") }), () => sidebar.actions(view.tree.conversation, more), { "aria-haspopup": "menu", "aria-expanded": "false" });
-    top.append(more);
-  }
   composerTools();
   heading();
   sidebar.paint();
@@ -207,10 +216,11 @@ function composerTools() {
       composerTools();
       $(`#toggle-${name}`).focus();
     } }, icon(sign), h("span", {}, t(name)));
-  const noLive = !state.live.configured || state.offline;
+  const noLive = !state.live.configured;
+  const live = noLive ? "live_none" : !kept.live ? "live_off" : state.offline ? "live_archive" : "live_on";
   const go = h("button", { type: "submit", class: "send", id: "send" });
   $("#composer-tools").replaceChildren(persona,
-    toggle("live", "globe", t(noLive ? "live_none" : kept.live ? "live_on" : "live_off"), noLive),
+    toggle("live", "globe", t(live), noLive),
     ...(state.tools.length ? [toggle("tools", "tool", t(kept.tools ? "tools_on" : "tools_off"), false)] : []), h("span", { class: "grow" }), go);
   buttons();
 }

@@ -14,8 +14,9 @@ export function dialog({ title, body, foot = [], name = "" }) {
   el.addEventListener("click", (event) => { if (event.target === el) el.close(""); });
   document.body.append(el);
   el.showModal();
+  notesToTheTop();
   const closed = new Promise((resolve) => {
-    el.addEventListener("close", () => { resolve(el.returnValue); el.remove(); }, { once: true });
+    el.addEventListener("close", () => { resolve(el.returnValue); notesToTheTop(); el.remove(); }, { once: true });
   });
   return { el, closed };
 }
@@ -65,7 +66,12 @@ export function menu(button, items) {
 
 const SHOWN_MS = 4500;
 
-/** A short note at the lower edge; it is read out. */
+/** What is outside of a dialog that is open lies behind it and is not read out: notes go into the topmost one. */
+function notesToTheTop() {
+  ([...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body).append($("#toasts"));
+}
+
+/** A short note near the upper edge; it is read out. */
 export function note(text, kind = "") {
   const el = h("div", { class: `toast ${kind}` }, text);
   $("#toasts").append(el);

@@ -17,6 +17,7 @@ const EN = {
   idea_trip: "Plan three calm days in Lisbon in March, as a table", idea_news: "What is new about reusable rockets?",
   write_here: "Write a message", send: "Send", stop: "Stop", live: "Live", tools: "Tools", persona: "Persona",
   live_on: "Live is on: each answer is written from your sources", live_off: "Live is off: the model answers from memory",
+  live_archive: "Live is on, and offline: what was read before is searched, and nothing leaves",
   live_none: "Live needs a source: add one in the settings", tools_on: "Tools are on: each call is shown, and asked for where it acts", tools_off: "Tools are off",
   hint: "Enter sends · Shift+Enter makes a new line · Esc stops · ? lists the keys",
   you_said: "You said", answer_of: "{model} answered", copy: "Copy", copied: "Copied", copy_failed: "The browser did not allow copying.",
@@ -57,7 +58,7 @@ const EN = {
 };
 
 const FR = {
-  skip: "Aller au champ de message", message: "Votre message", new_chat: "Nouvelle conversation", search: "Rechercher dans les conversations",
+  skip: "Aller au champ de message", message: "Votre message", new_chat: "Nouvelle conversation", search: "Rechercher un échange",
   conversations: "Conversations", settings: "Réglages", close: "Fermer", open_list: "Afficher les conversations", close_list: "Masquer les conversations",
   today: "Aujourd’hui", yesterday: "Hier", week: "Sept derniers jours", older: "Plus anciennes", untitled: "Sans titre", more: "Autres actions",
   more_of: "Autres actions pour « {title} »", rename: "Renommer", rename_title: "Renommer la conversation", name: "Nom", save: "Enregistrer", cancel: "Annuler",
@@ -72,6 +73,7 @@ const FR = {
   idea_trip: "Prépare trois jours tranquilles à Lisbonne en mars, sous forme de tableau", idea_news: "Quoi de neuf du côté des fusées réutilisables ?",
   write_here: "Écrivez un message", send: "Envoyer", stop: "Arrêter", live: "En direct", tools: "Outils", persona: "Personnage",
   live_on: "En direct : chaque réponse est écrite d’après vos sources", live_off: "Hors direct : le modèle répond de mémoire",
+  live_archive: "En direct, mais hors ligne : la recherche se fait dans ce qui a déjà été lu, et rien ne sort",
   live_none: "Le direct a besoin d’une source : ajoutez-en une dans les réglages", tools_on: "Outils activés : chaque appel est montré, et soumis à votre accord s’il agit", tools_off: "Outils désactivés",
   hint: "Entrée envoie · Maj+Entrée va à la ligne · Échap arrête · ? montre les raccourcis",
   you_said: "Vous avez dit", answer_of: "{model} a répondu", copy: "Copier", copied: "Copié", copy_failed: "Le navigateur n’a pas permis la copie.",
@@ -113,7 +115,7 @@ const FR = {
 
 /** Spaces as French typography wants them. */
 export function french(text) {
-  return text.replace(/ ([;:!?»])/g, "\u202f$1").replace(/« /g, "«\u202f");
+  return text.replace(/ :/g, "\u00a0:").replace(/ ([;!?»])/g, "\u202f$1").replace(/« /g, "«\u202f");
 }
 
 export const WORDS = { en: EN, fr: Object.fromEntries(Object.entries(FR).map(([key, text]) => [key, french(text)])) };
@@ -153,11 +155,14 @@ export const number = (value, digits = 0) =>
   new Intl.NumberFormat(language(), { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
 export const percent = (share) => new Intl.NumberFormat(language(), { style: "percent", maximumFractionDigits: 0 }).format(share);
 
+/** The reader's own way with times and dates, where it is one of the page's language: en-GB counts the hours to 24. */
+const locale = () => navigator.languages.find((one) => one.split("-")[0] === language()) ?? language();
+
 /** A Unix time in seconds, short: the hour today, else the day. */
 export function moment(seconds) {
   const date = new Date(seconds * SECOND);
   const near = date.toDateString() === new Date().toDateString();
-  return new Intl.DateTimeFormat(language(), near ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" }).format(date);
+  return new Intl.DateTimeFormat(locale(), near ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" }).format(date);
 }
 
-export const day = (text) => new Intl.DateTimeFormat(language(), { dateStyle: "medium" }).format(new Date(text));
+export const day = (text) => new Intl.DateTimeFormat(locale(), { dateStyle: "medium" }).format(new Date(text));
