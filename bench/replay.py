@@ -38,14 +38,18 @@ def named_trace(path: Path) -> Trace:
     return Trace(**vars(read_trace(path)), name=path.stem)
 
 
-class LRU:
+class Unaware:
+    """A policy that knows nothing of layers and their turns."""
+
+    def turn(self, layer: int) -> None:
+        """What is known of a turn is in its accesses."""
+
+
+class LRU(Unaware):
     """Evicts what was used the longest ago."""
 
     def __init__(self, n_slots: int, n_layers: int):
         self._order: OrderedDict[Key, None] = OrderedDict()
-
-    def turn(self, layer: int) -> None:
-        """What is known of a turn is in its accesses."""
 
     def hit(self, key: Key) -> None:
         self._order.move_to_end(key)
@@ -82,15 +86,12 @@ class FairLRU(LRU):
         return key
 
 
-class LFU:
+class LFU(Unaware):
     """Evicts what was used the fewest times ever, the least recent of those; counts outlive a key's stay."""
 
     def __init__(self, n_slots: int, n_layers: int):
         self._uses: dict[Key, int] = {}
         self._held: OrderedDict[Key, None] = OrderedDict()
-
-    def turn(self, layer: int) -> None:
-        """What is known of a turn is in its accesses."""
 
     def hit(self, key: Key) -> None:
         self._uses[key] = self._uses.get(key, 0) + 1
@@ -121,10 +122,8 @@ def replay(trace: Trace, policy: Any, n_slots: int) -> int:
     """Hits of a policy that begins with empty slots. A layer's experts are pinned where there are slots for all."""
     held: set[Key] = set()
     hits = 0
-    now: list[Key] = []
     for wanted, key in accesses(trace):
-        if wanted is not now:
-            now = wanted
+        if key == wanted[0]:
             policy.turn(key[0])
         if key in held:
             hits += 1

@@ -95,9 +95,9 @@ def test_the_group_asked_for_is_that_of_linear_weights(tmp_path: Path, source: P
     made = {group: tmp_path / f"g{group}" for group in (32, 64)}
     for group, dst in made.items():
         convert(source, dst, "int4", shown=False, group=group)
-    readers = {group: open_checkpoint(dst) for group, dst in made.items()}
+    before, readers = open_checkpoint(source), {group: open_checkpoint(dst) for group, dst in made.items()}
     for name in readers[64].names():
-        old, new = source_reader(source, name), readers[64].read(name)
+        old, new = before.read(name), readers[64].read(name)
         if isinstance(new, QuantTensor) and new.format == "int4":
             assert new.group == 64
             assert torch.equal(floats(new), floats(quantize(floats(old), "int4", 64)))
@@ -113,10 +113,6 @@ def test_the_group_asked_for_is_that_of_linear_weights(tmp_path: Path, source: P
     with pytest.raises(LibremoeError, match="in groups of 32 already"):
         convert(made[32], tmp_path / "again", "int4", shown=False, group=64)
     assert not (tmp_path / "again").exists() and not (tmp_path / "no").exists()
-
-
-def source_reader(source: Path, name: str) -> Weight:
-    return open_checkpoint(source).read(name)
 
 
 @pytest.mark.parametrize("format", ["f32", "bf16", "int4", "int3", "int2"])
