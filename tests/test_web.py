@@ -607,8 +607,6 @@ def test_files_of_the_page(chromium: Any) -> None:
             assert CLIENT.get(running.url + path).status_code == 404, path
 
 
-
-
 @pytest.mark.parametrize(("name", "size", "scheme", "language"), [
     ("desk", DESK, "light", "en-US"), ("phone", PHONE, "dark", "fr-FR")])
 def test_pictures_for_the_readme(chromium: Any, tmp_path: Path, name: str, size: dict[str, int], scheme: str,
