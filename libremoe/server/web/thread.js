@@ -170,6 +170,8 @@ function readout(turn, live, view) {
   if (hash && turn.state !== "writing") {
     line.append(parts.length ? " · " : "", h("button", { type: "button", class: "link", title: t("prompt_title", { hash }), onclick: () => view.act.prompts(hash) },
       t("prompt", { hash: String(hash).slice(0, 8) })));
+  } else if (stats && turn.state !== "writing") {
+    line.append(" · ", h("span", { title: t("no_prompt_title") }, t("no_prompt")));
   }
   return line;
 }
