@@ -180,10 +180,14 @@ def test_the_tiny_model_itself(chromium: Any) -> None:
         page.get_by_label("Longest answer, in tokens").fill("24")
         page.keyboard.press("Tab")
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
-        ask(page, "Hello")
+        cut = page.get_by_text("Cut at the limit of tokens.")
+        for _ in range(6):  # noise says by chance, about once in fifteen answers, that it has ended
+            ask(page, "Hello")
+            if cut.count():
+                break
         assert "24 tokens" in last(page).locator(".readout").inner_text()
         assert last(page).get_attribute("class").endswith("done")
-        assert page.get_by_text("Cut at the limit of tokens.").is_visible()
+        assert cut.is_visible()
         last(page).get_by_role("button", name="Experts").click()
         page.locator(".atlas .cell").first.wait_for()
         assert page.locator(".atlas .cell").count() == 2 * 4
