@@ -56,7 +56,12 @@ async def _list(terminal: Terminal, rest: str) -> None:
 
 async def _open(terminal: Terminal, rest: str) -> None:
     """N: go on with conversation N of /list"""
-    _go_on(terminal, _listed(terminal, "open", rest))
+    terminal.conversation = conversation = _listed(terminal, "open", rest)
+    terminal.allowed.clear()
+    if conversation.persona in terminal.own.personas:
+        terminal.persona = conversation.persona
+    for turn in terminal.path():
+        terminal.show_turn(turn)
 
 
 def _listed(terminal: Terminal, command: str, number: str) -> Conversation:
@@ -65,15 +70,6 @@ def _listed(terminal: Terminal, command: str, number: str) -> Conversation:
     if not number.isdecimal() or not 1 <= int(number) <= len(found):
         raise LibremoeError(f"/{command} takes a number from 1 to {len(found)}, as /list shows them")
     return found[int(number) - 1]
-
-
-def _go_on(terminal: Terminal, conversation: Conversation) -> None:
-    terminal.conversation = conversation
-    terminal.allowed.clear()
-    if conversation.persona in terminal.own.personas:
-        terminal.persona = conversation.persona
-    for turn in terminal.path():
-        terminal.show_turn(turn)
 
 
 async def _regenerate(terminal: Terminal, rest: str) -> None:
@@ -259,12 +255,11 @@ async def _rename(terminal: Terminal, rest: str) -> None:
 
 async def _delete(terminal: Terminal, rest: str) -> None:
     """[N]: erase this conversation, or conversation N of /list: no byte of it stays"""
-    current = terminal.conversation
     chosen = _listed(terminal, "delete", rest) if rest else _current(terminal)
     terminal.store.delete(chosen.id)
     if terminal.own.live is not None:
         terminal.own.live.forget(chosen.id)
-    if current is not None and current.id == chosen.id:
+    if terminal.conversation is not None and terminal.conversation.id == chosen.id:
         terminal.conversation = None
     terminal.tell("(erased: {title})", title=chosen.title or told("(no title)", terminal.language))
 
