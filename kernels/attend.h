@@ -10,10 +10,7 @@ constexpr int kAttendRows = 3, kAttendWide = 2;
 #else
 constexpr int kAttendRows = 1, kAttendWide = 1;
 #endif
-
-LIBREMOE_INLINE F16 load_kv(const float* from) { return load(from); }
-LIBREMOE_INLINE F16 load_kv(const uint16_t* from) { return load_bf16(from); }
-LIBREMOE_INLINE F16 load_kv(const int8_t* from) { return load_int8(from); }
+constexpr int64_t kAttendFewRows = 6;  // up to here keys and values are read as they lie, for more they are widened first
 
 // Keys and values of a block, rows of whole vectors. Of int8 these are the codes, here and when widened: a key's scale goes to
 // its score, a value's to its weight, so that both ways have the same bits.
@@ -35,7 +32,7 @@ template <int kRows, class T>
 LIBREMOE_INLINE void score(const AttendArgs& a, const Block<T>& block, int64_t row, int64_t from, int64_t to, float* scores) {
   const F16 cap = set1(a.softcap), twice_inverse = set1(a.softcap > 0 ? 2.0f / a.softcap : 0.0f);
   const float* q = a.q + row * a.q_stride;
-  F16 sums[kRows][16];
+  alignas(64) float sums[kRows][16 * 16];
   for (int64_t s = from / 16 * 16; s < to; s += 16) {
     for (int piece = 0; piece < 16; piece += kAttendWide) {
       int64_t at[kAttendWide];
@@ -44,19 +41,22 @@ LIBREMOE_INLINE void score(const AttendArgs& a, const Block<T>& block, int64_t r
         at[j] = (key < from ? from : key < to ? key : to - 1) * block.stride;
         fetch_ahead(a.next_k, a, key);
       }
-      F16 sum[kRows][kAttendWide];
+      Register sum[kRows][kAttendWide][kRegisters];
       for (int r = 0; r < kRows; r++)
-        for (int j = 0; j < kAttendWide; j++) sum[r][j] = set1(0);
-      for (int64_t i = 0; i < block.padded; i += 16) {
-        F16 key[kAttendWide];
-        for (int j = 0; j < kAttendWide; j++) key[j] = load_kv(block.k + at[j] + i);
-        for (int r = 0; r < kRows; r++) {
-          const F16 query = load(q + r * a.q_stride + i);
-          for (int j = 0; j < kAttendWide; j++) sum[r][j] = fma(query, key[j], sum[r][j]);
+        for (int j = 0; j < kAttendWide; j++)
+          for (int h = 0; h < kRegisters; h++) sum[r][j][h] = set1_register(0);
+      for (int64_t i = 0; i < block.padded; i += 16)
+        for (int h = 0; h < kRegisters; h++) {
+          Register key[kAttendWide];
+          for (int j = 0; j < kAttendWide; j++) key[j] = load_register(block.k + at[j] + i + kLanes * h);
+          for (int r = 0; r < kRows; r++) {
+            const Register query = held(load_register(q + r * a.q_stride + i + kLanes * h));
+            for (int j = 0; j < kAttendWide; j++) sum[r][j][h] = fma(query, key[j], sum[r][j][h]);
+          }
         }
-      }
       for (int r = 0; r < kRows; r++)
-        for (int j = 0; j < kAttendWide; j++) sums[r][piece + j] = sum[r][j];
+        for (int j = 0; j < kAttendWide; j++)
+          for (int h = 0; h < kRegisters; h++) store(sums[r] + 16 * (piece + j) + kLanes * h, sum[r][j][h]);
     }
     const F16 scale = a.k_scale ? load(a.k_scale + s) * set1(a.scale) : set1(a.scale);
     for (int r = 0; r < kRows; r++) {
@@ -109,20 +109,22 @@ LIBREMOE_INLINE void soften(float* scores, const int64_t* from, const int64_t* t
 template <int kRows, int kVectors, class T>
 LIBREMOE_INLINE void add_values(const AttendArgs& a, const Block<T>& block, int64_t i, const float* weights, const float* change, float* acc,
                                 int64_t from, int64_t to) {
-  F16 sum[kRows][kVectors];
+  constexpr int kWide = kVectors * kRegisters;
+  Register sum[kRows][kWide];
   for (int r = 0; r < kRows; r++)
-    for (int j = 0; j < kVectors; j++) sum[r][j] = load(acc + r * block.padded + i + 16 * j) * set1(change[r]);
+    for (int j = 0; j < kWide; j++)
+      sum[r][j] = load_register(acc + r * block.padded + i + kLanes * j) * set1_register(change[r]);
   for (int64_t s = from; s < to; s++) {
     if (i == 0) fetch_ahead(a.next_v, a, s);
-    F16 value[kVectors];
-    for (int j = 0; j < kVectors; j++) value[j] = load_kv(block.v + s * block.stride + i + 16 * j);
-    for (int r = 0; r < kRows; r++) {
-      const F16 weight = set1(weights[64 * r + s]);
-      for (int j = 0; j < kVectors; j++) sum[r][j] = fma(weight, value[j], sum[r][j]);
+    Register weight[kRows];
+    for (int r = 0; r < kRows; r++) weight[r] = set1_register(weights[64 * r + s]);
+    for (int j = 0; j < kWide; j++) {
+      const Register value = load_register(block.v + s * block.stride + i + kLanes * j);
+      for (int r = 0; r < kRows; r++) sum[r][j] = fma(weight[r], value, sum[r][j]);
     }
   }
   for (int r = 0; r < kRows; r++)
-    for (int j = 0; j < kVectors; j++) store(acc + r * block.padded + i + 16 * j, sum[r][j]);
+    for (int j = 0; j < kWide; j++) store(acc + r * block.padded + i + kLanes * j, sum[r][j]);
 }
 
 template <int kRows, class T>
@@ -162,25 +164,27 @@ LIBREMOE_INLINE void attend_all(const AttendArgs& a, const Block<T>& block) {
 
 template <class T>
 LIBREMOE_INLINE void widen(const T* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; i += 16) {
-    if (n - i >= 16) {
-      store(to + i, load_kv(from + i));
-      continue;
+  for (int64_t i = 0; i < n; i += 16)
+    for (int64_t at = i; at < i + 16; at += kLanes) {
+      if (n - at >= kLanes) {
+        store(to + at, load_register(from + at));
+        continue;
+      }
+      T tail[kLanes] = {};
+      if (n > at) __builtin_memcpy(tail, from + at, sizeof(T) * size_t(n - at));
+      store(to + at, load_register(tail));
     }
-    T tail[16] = {};
-    __builtin_memcpy(tail, from + i, sizeof(T) * size_t(n - i));
-    store(to + i, load_kv(tail));
-  }
 }
 
 template <class T>
 static void attend_block(const AttendArgs& a) {
   const T *k = static_cast<const T*>(a.k), *v = static_cast<const T*>(a.v);
   const int64_t padded = (a.head_dim + 15) / 16 * 16;
-  if (padded == a.head_dim && a.rows <= kAttendRows)  // few rows: keys and values as they lie
+  if (padded == a.head_dim && a.rows <= kAttendFewRows)
     return attend_all(a, Block<T>{k, v, a.kv_stride, padded});
   float *keys = a.work, *values = keys + 64 * padded;
   for (int64_t s = 0; s < a.n_keys; s++) {
+    fetch_ahead(a.next_k, a, s), fetch_ahead(a.next_v, a, s);
     widen(k + s * a.kv_stride, a.head_dim, keys + s * padded);
     widen(v + s * a.kv_stride, a.head_dim, values + s * padded);
   }

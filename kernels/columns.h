@@ -13,6 +13,14 @@ LIBREMOE_INLINE const int8_t* columns_piece(const Weight& w, int64_t out0, int64
   return copy;
 }
 
+// Fetches what columns_piece(w, out0 + o, in0, rows) will give 512 bytes later in its rows, or in the rows after them, of a strip
+// `width` wide that starts at out0: rows lie too far apart for the processor to see what comes.
+LIBREMOE_INLINE void columns_fetch(const Weight& w, int64_t out0, int64_t width, int64_t o, int64_t in0, int64_t rows) {
+  const int64_t ahead = o + (width < 512 ? width : 512), more = ahead >= width;
+  const uint8_t* p = w.data + (in0 + more * rows) * w.data_stride + out0 + ahead - more * width;
+  for (int64_t i = 0; i < rows; i++) __builtin_prefetch(p + i * w.data_stride);
+}
+
 // interleave() leaves outputs in an order of its own (a 4 x 4 transpose of quarters); this goes there and back.
 LIBREMOE_INLINE void swap_quarters(float* p) {
   float t[64];
@@ -21,7 +29,7 @@ LIBREMOE_INLINE void swap_quarters(float* p) {
     for (int lane = 0; lane < 4; lane++) __builtin_memcpy(p + 16 * j + 4 * lane, t + 16 * lane + 4 * j, 16);
 }
 
-// The scales of 64 outputs, in interleave()'s order.
+// The scales of 64 outputs.
 static void columns_scales(const Weight& w, int64_t group, int64_t out0, float scales[64]) {
   for (int i = 0; i < 64; i++) {
     const int64_t at = group * w.scale_stride + out0 + i;
@@ -32,7 +40,6 @@ static void columns_scales(const Weight& w, int64_t group, int64_t out0, float s
     }
     __builtin_memcpy(scales + i, &bits, 4);
   }
-  swap_quarters(scales);
 }
 
 // What columns_few keeps of a strip: sums of the run at hand, and over the runs of an activation scale; outputs in interleave()'s
@@ -108,9 +115,9 @@ static void columns_few(const Weight& w, const Quantised& x, int64_t slot0, int6
       int8_t copy[4 * kRun * 64];
       int64_t stride;
       const int8_t* piece = columns_piece(w, out0 + o, in0, 4 * kRun, copy, stride);
-      for (int i = 0; i < 4 * kRun; i++) __builtin_prefetch(piece + i * stride + 512);
+      columns_fetch(w, out0, last, o, in0, 4 * kRun);
       float of_outputs[64], *scales = nullptr;
-      if (run_ends) columns_scales(w, in0 / w.group, out0 + o, scales = of_outputs);
+      if (run_ends) columns_scales(w, in0 / w.group, out0 + o, scales = of_outputs), swap_quarters(scales);
       int64_t t = 0;
       if constexpr (kMostTokens >= 6)  // two tokens of three parts, or one
         for (; t + 6 <= n; t += 6) columns_dots<6, kRun>(strip, piece, stride, in0, t, o, offsets, starts, scales);
@@ -130,6 +137,7 @@ static void columns_unpack(const Weight& w, int64_t out0, int64_t first, int64_t
     int64_t stride;
     const int8_t* piece = columns_piece(w, out0, b * 64, 64, copy, stride);
     for (int row = 0; row < 16; row++) {
+      for (int i = 16; i < 20; i++) __builtin_prefetch(piece + (row * 4 + i) * stride);
       B64 codes[4];
       interleave(piece + row * 4 * stride, stride, codes);
       for (int j = 0; j < 4; j++) {  // quarter `lane` of codes[j] belongs to tile row `lane`

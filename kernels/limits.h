@@ -6,13 +6,18 @@ static double peak(int64_t iterations) {
   for (int i = 0; i < 8; i++) sum[i] = set1_i(i);
   uint8_t bytes[64];
   for (int i = 0; i < 64; i++) bytes[i] = uint8_t(iterations + i);
-  const B64 codes = load_bytes(bytes);
+  B64 codes = load_bytes(bytes);
   int32_t a = int32_t(iterations);
   for (int64_t n = 0; n < iterations; n++) {
 #if defined(LIBREMOE_AVX512)
     asm volatile("" : "+r"(a));
 #endif
-    for (int i = 0; i < 8; i++) sum[i] = dot<false>(sum[i], codes, a);
+    for (int i = 0; i < 8; i++) {
+#if defined(LIBREMOE_AVX2)  // products come before the sum here: equal ones would be computed once
+      asm volatile("" : "+x"(codes.a), "+x"(codes.b));
+#endif
+      sum[i] = dot<false>(sum[i], codes, a);
+    }
   }
   float out[16], total = 0;
   for (int i = 0; i < 8; i++) {

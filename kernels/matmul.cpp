@@ -65,29 +65,18 @@ int64_t strip_width(const Weight& w, int64_t n_rows) {
   return std::max(kScaleInputs, std::min(kColumnsStrip, share));
 }
 
-void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
-             float* out) {
-  kernels().product(w, x, first * x.parts, last * x.parts, out0, width, scratch, out);
-  for (int64_t i = 0; x.parts > 1 && i < last - first; i++) {
-    float* sum = out + i * width;
-    const float* part = out + i * x.parts * width;
-    if (i) std::memcpy(sum, part, sizeof(float) * size_t(width));  // parts of earlier tokens lay there
-    for (int p = 1; p < x.parts; p++)
-      for (int64_t o = 0; o < width; o++) sum[o] += part[p * width + o];
-  }
-}
-
 void linear(const Weight& w, const float* x, int64_t n_rows, float* y) {
   const int parts = parts_of(w);
   const Activations a = quantise(x, n_rows, w.n_in, parts, nullptr);
   const int64_t width = strip_width(w, n_rows * parts), strips = (w.n_out + width - 1) / width;
   const int64_t chunk = kTokenChunk / parts;
+  const auto& k = kernels();
   pool()->parallel_for(strips, [&](int64_t strip, Memory& memory) {
     Scratch& scratch = memory.scratch();
     const int64_t out0 = strip * width, valid = std::min(width, w.n_out - out0);
     for (int64_t n = 0; n < n_rows; n += chunk) {
       const int64_t end = std::min(n + chunk, n_rows);
-      product(w, a.view, n, end, out0, width, scratch, scratch.out);
+      k.product(w, a.view, n, end, out0, width, scratch, scratch.out);
       for (int64_t i = n; i < end; i++)
         std::memcpy(y + i * w.n_out + out0, scratch.out + (i - n) * width, sizeof(float) * size_t(valid));
     }

@@ -22,12 +22,7 @@ struct Activations {
 Activations quantise(const float* x, int64_t n_rows, int64_t n_in, int parts, const int64_t* source);
 
 // Rows of int8 activations that a token has with this weight; types.h says why.
-inline int parts_of(const Weight& w) { return w.format == kInt8 ? 3 : 1; }
-
-// Kernels::product for tokens first..last of x, with the parts of each added up: out (last - first, width), of memory for
-// parts times as much.
-void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
-             float* out);
+inline int parts_of(const Weight& w) { return w.format == kInt8 ? kernels().int8_parts : 1; }
 
 // y (n_rows, n_out) = x (n_rows, n_in) @ W.T
 void linear(const Weight& w, const float* x, int64_t n_rows, float* y);

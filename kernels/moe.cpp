@@ -56,8 +56,8 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
     for (int64_t s = slots.start[size_t(nth)]; s < last; s += chunk) {
       const int64_t n = std::min(chunk, last - s);
       for (int64_t out0 = begin; out0 < end; out0 += width) {
-        product(expert.gate, a.view, s, s + n, out0, width, scratch, scratch.out);
-        product(expert.up, a.view, s, s + n, out0, width, scratch, scratch.out2);
+        k.product(expert.gate, a.view, s, s + n, out0, width, scratch, scratch.out);
+        k.product(expert.up, a.view, s, s + n, out0, width, scratch, scratch.out2);
         k.activate(scratch.out, scratch.out2, n * width, gelu);
         for (int64_t i = 0; i < n; i++)
           std::memcpy(hidden + i * span + out0 - begin, scratch.out + i * width, sizeof(float) * size_t(width));
@@ -77,7 +77,7 @@ void moe(const float* x, int64_t n_rows, int64_t dim, const int64_t* ids, const 
       const int64_t last = slots.start[size_t(nth) + 1];
       for (int64_t s = slots.start[size_t(nth)]; s < last; s += down_chunk) {
         const int64_t end = std::min(s + down_chunk, last);
-        product(expert.down, h.view, s, end, out0, down_width, scratch, scratch.out);
+        k.product(expert.down, h.view, s, end, out0, down_width, scratch, scratch.out);
         std::memcpy(products + s * down_width, scratch.out, sizeof(float) * size_t((end - s) * down_width));
       }
     }

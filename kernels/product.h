@@ -89,12 +89,15 @@ static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t 
   }
 }
 
+#if defined(LIBREMOE_FLOAT_ROWS)
+#include "floats.h"
+#endif
+
+// out (n, width) += rows slot0..slot0 + n of x, a token's parts each for themselves, times outputs out0..out0 + width.
 template <class Many>
-static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
-                    Scratch& scratch, float* out) {
-  const int64_t n = slot1 - slot0;
+static void rows_product(const Weight& w, const Quantised& x, int64_t slot0, int64_t n, int64_t out0, int64_t width, Scratch& scratch,
+                         float* out) {
   const bool half_blocks = w.group % 64;
-  __builtin_memset(out, 0, sizeof(float) * size_t(n * width));
   if (w.columns && (n <= kFewTokens || out0 + kStrip > w.n_out)) {
     for (int64_t t = 0; t < n; t += kFewTokens) {
       const int64_t some = n - t < kFewTokens ? n - t : kFewTokens;
@@ -109,8 +112,26 @@ static void product(const Weight& w, const Quantised& x, int64_t slot0, int64_t 
   else if (w.format == kInt4) product_few<Int4>(walk, n, half_blocks);
   else if (w.format == kInt3) product_few<Int3>(walk, n, half_blocks);
   else product_few<Int2>(walk, n, half_blocks);
+}
+
+template <class Many>
+static void product(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width, Scratch& scratch,
+                    float* out) {
   const bool doubled = w.format == kInt3 || w.format == kInt2;
-  const int64_t valid = w.n_out - out0 < width ? w.n_out - out0 : width;
-  for (int64_t t = 0; t < n && (doubled || valid < width); t++)
+  const int64_t n = last - first, parts = x.parts == kFloatRows ? 1 : x.parts, valid = w.n_out - out0 < width ? w.n_out - out0 : width;
+  __builtin_memset(out, 0, sizeof(float) * size_t(n * parts * width));
+#if defined(LIBREMOE_FLOAT_ROWS)
+  if (x.parts == kFloatRows) float_product(w, x, first, n, out0, width, scratch, out);
+  else
+#endif
+    rows_product<Many>(w, x, first * parts, n * parts, out0, width, scratch, out);
+  for (int64_t t = 0; parts > 1 && t < n; t++) {
+    float* sum = out + t * width;
+    const float* part = out + t * parts * width;
+    if (t) __builtin_memcpy(sum, part, sizeof(float) * size_t(width));  // parts of earlier tokens lay there
+    for (int64_t p = 1; p < parts; p++)
+      for (int64_t o = 0; o < width; o++) sum[o] += part[p * width + o];
+  }
+  for (int64_t t = 0; t < n && (doubled || valid < width); t++)  // tile rows past the end have repeated the last one
     for (int64_t o = 0; o < width; o++) out[t * width + o] = o < valid ? out[t * width + o] * (doubled ? 0.5f : 1.0f) : 0.0f;
 }

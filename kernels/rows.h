@@ -48,6 +48,13 @@ LIBREMOE_INLINE void quantise_run(float* v, int64_t n, int8_t* q, float* scale, 
 }
 
 static void quantise(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row) {
+  if (to.parts == kFloatRows) {
+    float* inputs = reinterpret_cast<float*>(to.q + row * kFloatRows * to.blocks * 64);
+    const int64_t end = block1 * 64 < n_in ? block1 * 64 : n_in;
+    for (int64_t i = block0 * 64; i < end; i++) inputs[i] = x[i] + (x[i] - x[i]);  // infinity becomes NaN, as with parts
+    __builtin_memset(inputs + end, 0, sizeof(float) * size_t(block1 * 64 - end));
+    return;
+  }
   for (int64_t b = block0; b < block1; b += kScaleBlocks) {
     float v[kScaleInputs] = {};
     const int64_t blocks = block1 - b < kScaleBlocks ? block1 - b : kScaleBlocks, left = n_in - b * 64;
@@ -66,47 +73,63 @@ LIBREMOE_INLINE F16 load_tail(const float* p, int64_t n) {
   return load(v);
 }
 
-LIBREMOE_INLINE F16 load_weights(const void* w, bool is_bf16, int64_t at, int64_t n) {
-  if (!is_bf16) return load_tail(static_cast<const float*>(w) + at, n);
-  const uint16_t* p = static_cast<const uint16_t*>(w) + at;
-  if (n >= 16) return load_bf16(p);
-  uint16_t v[16] = {};
-  __builtin_memcpy(v, p, sizeof(uint16_t) * size_t(n));
-  return load_bf16(v);
-}
+// Tokens and outputs of a plain weight that a loop holds at a time, for many tokens; one token goes with four outputs.
+#if defined(LIBREMOE_AVX2)
+constexpr int kPlainTokens = 3, kPlainOutputs = 2;
+#else
+constexpr int kPlainTokens = 4, kPlainOutputs = 4;
+#endif
 
-// kTokens rows of x times 4 outputs; lane l of a sum holds inputs l, l + 16, ...: the order is the same for any kTokens.
-template <int kTokens, bool kBf16>
-static void dense_tokens(const void* w, const int64_t at[4], int64_t n_valid, const float* x, int64_t n_in, float* y,
-                         int64_t y_stride) {
-  F16 sum[kTokens][4];
+// kTokens rows of x times kOutputs outputs; lane l of a sum holds inputs l, l + 16, ...: the order is the same for any of both.
+template <int kTokens, int kOutputs, class T>
+static void dense_tokens(const T* const w[], int64_t n_valid, const float* x, int64_t n_in, float* y, int64_t y_stride) {
+  Register sum[kTokens][kOutputs][kRegisters];
   for (int t = 0; t < kTokens; t++)
-    for (int o = 0; o < 4; o++) sum[t][o] = set1(0);
-  for (int64_t i = 0; i < n_in; i += 16) {
-    F16 weights[4];
-    for (int o = 0; o < 4; o++) weights[o] = load_weights(w, kBf16, at[o] + i, n_in - i);
-    for (int t = 0; t < kTokens; t++) {
-      const F16 v = load_tail(x + t * n_in + i, n_in - i);
-      for (int o = 0; o < 4; o++) sum[t][o] = fma(v, weights[o], sum[t][o]);
+    for (int o = 0; o < kOutputs; o++)
+      for (int r = 0; r < kRegisters; r++) sum[t][o][r] = set1_register(0);
+  const auto add_inputs = [&](const T* const from[], const float* rows, int64_t stride, int64_t i) __attribute__((always_inline)) {
+    for (int r = 0; r < kRegisters; r++, i += kLanes) {
+      Register weight[kOutputs];
+      for (int o = 0; o < kOutputs; o++) weight[o] = load_register(from[o] + i);
+      for (int t = 0; t < kTokens; t++) {
+        const Register v = held(load_register(rows + t * stride + i));
+        for (int o = 0; o < kOutputs; o++) sum[t][o][r] = fma(v, weight[o], sum[t][o][r]);
+      }
     }
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n_in; i += 16) add_inputs(w, x, n_in, i);
+  if (i < n_in) {
+    T tails[kOutputs][16] = {};
+    float rows[kTokens][16] = {};
+    const T* from[kOutputs];
+    for (int o = 0; o < kOutputs; o++) __builtin_memcpy(tails[o], w[o] + i, sizeof(T) * size_t(n_in - i)), from[o] = tails[o];
+    for (int t = 0; t < kTokens; t++) __builtin_memcpy(rows[t], x + t * n_in + i, sizeof(float) * size_t(n_in - i));
+    add_inputs(from, rows[0], 16, 0);
   }
   for (int t = 0; t < kTokens; t++)
-    for (int64_t o = 0; o < n_valid; o++) y[t * y_stride + o] = hsum(sum[t][o]);
+    for (int64_t o = 0; o < kOutputs && o < n_valid; o++) {
+      float lanes[16];
+      for (int r = 0; r < kRegisters; r++) store(lanes + kLanes * r, sum[t][o][r]);
+      y[t * y_stride + o] = hsum(load(lanes));
+    }
 }
 
-template <bool kBf16>
-LIBREMOE_INLINE void dense_rows(const void* w, const int64_t at[4], int64_t n_valid, const float* x, int64_t n, int64_t n_in,
-                                float* y, int64_t y_stride) {
-  for (; n >= 4; n -= 4, x += 4 * n_in, y += 4 * y_stride) dense_tokens<4, kBf16>(w, at, n_valid, x, n_in, y, y_stride);
-  for (; n >= 1; n -= 1, x += n_in, y += y_stride) dense_tokens<1, kBf16>(w, at, n_valid, x, n_in, y, y_stride);
+template <class T>
+static void dense_rows(const T* w, int64_t w_stride, int64_t n_valid, const float* x, int64_t n, int64_t n_in, float* y,
+                       int64_t y_stride) {
+  const T* from[4];
+  for (int64_t o = 0; o < 4; o++) from[o] = w + (o < n_valid ? o : n_valid - 1) * w_stride;
+  for (; n >= kPlainTokens; n -= kPlainTokens, x += kPlainTokens * n_in, y += kPlainTokens * y_stride)
+    for (int o = 0; o < 4 && o < n_valid; o += kPlainOutputs)
+      dense_tokens<kPlainTokens, kPlainOutputs>(from + o, n_valid - o, x, n_in, y + o, y_stride);
+  for (; n >= 1; n -= 1, x += n_in, y += y_stride) dense_tokens<1, 4>(from, n_valid, x, n_in, y, y_stride);
 }
 
 static void dense(const void* w, bool is_bf16, int64_t w_stride, int64_t n_valid, const float* x, int64_t n_rows, int64_t n_in,
                   float* y, int64_t y_stride) {
-  int64_t at[4];
-  for (int64_t o = 0; o < 4; o++) at[o] = (o < n_valid ? o : n_valid - 1) * w_stride;
-  is_bf16 ? dense_rows<true>(w, at, n_valid, x, n_rows, n_in, y, y_stride)
-          : dense_rows<false>(w, at, n_valid, x, n_rows, n_in, y, y_stride);
+  is_bf16 ? dense_rows(static_cast<const uint16_t*>(w), w_stride, n_valid, x, n_rows, n_in, y, y_stride)
+          : dense_rows(static_cast<const float*>(w), w_stride, n_valid, x, n_rows, n_in, y, y_stride);
 }
 
 // gate = act(gate) * up; n is a multiple of 16. GELU in the tanh form: x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).

@@ -60,11 +60,11 @@ LIBREMOE_INLINE void interleave(const int8_t* rows, int64_t stride, B64 out[4]) 
   out[2].v = _mm512_xor_si512(_mm512_unpacklo_epi16(c, d), flip);
   out[3].v = _mm512_xor_si512(_mm512_unpackhi_epi16(c, d), flip);
 }
-// Lane i of the result: the sum of v[i], added in the order of hsum() below.
-LIBREMOE_INLINE F16 hsum16(const F16 v[16]) {
+// Lane i of the result: the sum of v[16 * i] and the fifteen that follow, added in the order of hsum() below.
+LIBREMOE_INLINE F16 hsum16(const float v[256]) {
   __m512 a[8], b[4], c[2];
   for (int i = 0; i < 8; i++) {  // pairs (i, i + 8): lanes l and l + 8
-    __m512 x = v[i].v, y = v[i + 8].v;
+    __m512 x = _mm512_loadu_ps(v + 16 * i), y = _mm512_loadu_ps(v + 16 * (i + 8));
     a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
   }
   for (int i = 0; i < 4; i++)  // quarters of b[i]: v[i], v[i + 8], v[i + 4], v[i + 12]; lanes l and l + 4
@@ -183,6 +183,24 @@ LIBREMOE_INLINE void interleave(const int8_t* rows, int64_t stride, B64 out[4]) 
     for (int j = 0; j < 4; j++) (half ? out[j].b : out[j].a) = _mm256_xor_si256(o[j], flip);
   }
 }
+// Lane i of the result: the sum of v[16 * i] and the fifteen that follow, added in the order of hsum() below.
+LIBREMOE_INLINE F16 hsum16(const float v[256]) {
+  __m256 pairs[8], quads[4];
+  for (int i = 0; i < 8; i++) {  // halves: sums i and i + 8; lanes l and l + 8, then l and l + 4
+    const float *p = v + 16 * i, *q = v + 16 * (i + 8);
+    __m256 x = _mm256_add_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+    __m256 y = _mm256_add_ps(_mm256_loadu_ps(q), _mm256_loadu_ps(q + 8));
+    pairs[i] = _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+  }
+  for (int i = 0; i < 4; i++) {  // pairs of lanes: sums 2 * i and 2 * i + 1; lanes l and l + 2
+    __m256d x = _mm256_castps_pd(pairs[2 * i]), y = _mm256_castps_pd(pairs[2 * i + 1]);
+    quads[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  }
+  __m256 eights[2];
+  for (int i = 0; i < 2; i++)
+    eights[i] = _mm256_add_ps(_mm256_shuffle_ps(quads[2 * i], quads[2 * i + 1], 0x88), _mm256_shuffle_ps(quads[2 * i], quads[2 * i + 1], 0xDD));
+  return {_mm256_permute2f128_ps(eights[0], eights[1], 0x20), _mm256_permute2f128_ps(eights[0], eights[1], 0x31)};
+}
 
 #else  // portable; on Arm with the dot product extension only dot() differs
 
@@ -258,13 +276,37 @@ LIBREMOE_INLINE float hsum(F16 a) {
     for (int i = 0; i < width; i++) s[i] = s[i] + s[i + width];
   return s[0];
 }
-#if !defined(LIBREMOE_AVX512)
-LIBREMOE_INLINE F16 hsum16(const F16 v[16]) {
+#if !defined(LIBREMOE_AVX512) && !defined(LIBREMOE_AVX2)
+LIBREMOE_INLINE F16 hsum16(const float v[256]) {
   float s[16];
-  for (int i = 0; i < 16; i++) s[i] = hsum(v[i]);
+  for (int i = 0; i < 16; i++) s[i] = hsum(load(v + 16 * i));
   return load(s);
 }
 #endif
+
+// One register of floats, for loops that hold as many sums as there are registers: half of an F16 with AVX2.
+#if defined(LIBREMOE_AVX2)
+struct Register { __m256 v; };
+LIBREMOE_INLINE Register load_register(const float* p) { return {_mm256_loadu_ps(p)}; }
+LIBREMOE_INLINE Register load_register(const uint16_t* p) { return {widen_bf16(p)}; }
+LIBREMOE_INLINE Register load_register(const int8_t* p) { return {widen_int8(p)}; }
+LIBREMOE_INLINE Register set1_register(float x) { return {_mm256_set1_ps(x)}; }
+LIBREMOE_INLINE Register operator*(Register a, Register b) { return {_mm256_mul_ps(a.v, b.v)}; }
+LIBREMOE_INLINE Register fma(Register a, Register b, Register c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+LIBREMOE_INLINE void store(float* p, Register a) { _mm256_storeu_ps(p, a.v); }
+LIBREMOE_INLINE Register held(Register a) {  // else gcc reads memory again for each use
+  asm("" : "+x"(a.v));
+  return a;
+}
+#else
+using Register = F16;
+LIBREMOE_INLINE Register load_register(const float* p) { return load(p); }
+LIBREMOE_INLINE Register load_register(const uint16_t* p) { return load_bf16(p); }
+LIBREMOE_INLINE Register load_register(const int8_t* p) { return load_int8(p); }
+LIBREMOE_INLINE Register set1_register(float x) { return set1(x); }
+LIBREMOE_INLINE Register held(Register a) { return a; }
+#endif
+constexpr int kLanes = sizeof(Register) / sizeof(float), kRegisters = 16 / kLanes;
 
 template <int kCount, class Body, int kAt = 0>
 LIBREMOE_INLINE void unroll(Body&& body) {

@@ -6,7 +6,7 @@
 //   activations are int8 per kScaleInputs inputs, q = round_half_even(x * (127 / absmax)), scale = absmax / 127;
 //   int8 weights, which are kept for exactness, get a second int8 row for what the first leaves over and a third for what the
 //   second does, as if they were more tokens, and y is row 0 + row 1 + row 2: activations then have about 23 bits, as many as
-//   float32, and decoding one token still waits for memory;
+//   float32, and decoding one token still waits for memory; AVX2 multiplies them with float32 (floats.h), other bits;
 //   a run is what lies in the same group of weights and has the same activation scale; of each run dot = sum q * (code - offset)
 //   exactly (formats with a half offset use doubled codes and halve the end result);
 //   h = fma(float(dot), weight scale, h) over the runs of an activation scale, y = fma(h, activation scale, y), in order.
@@ -32,6 +32,7 @@ struct Weight {
 
 constexpr int64_t kScaleBlocks = 4;  // blocks of 64 inputs that share an activation scale
 constexpr int64_t kScaleInputs = 64 * kScaleBlocks;
+constexpr int kFloatRows = 4;  // as many int8 rows have room for a token's inputs in float32
 
 // Rows of int8 activations: q (rows, blocks * 64), padded with zeros; scale (rows, scales); sum of q (rows, blocks * 2).
 struct Quantised {
@@ -39,7 +40,7 @@ struct Quantised {
   float* scale;
   int32_t* sum;
   int64_t blocks, scales;  // scales: blocks / kScaleBlocks, rounded up
-  int parts;  // rows that a token has, whose products are added: parts_of() in matmul.h
+  int parts;  // rows that a token has, whose products are added (parts_of() in matmul.h); kFloatRows: they hold float32 inputs
 };
 
 constexpr int64_t kStrip = 64;          // outputs of one work item: four tile rows, four read streams
@@ -110,12 +111,14 @@ struct CodeRange {
 
 struct Kernels {
   const char* name;
+  int int8_parts;  // of an input to int8 weights: 3, or kFloatRows
   // Blocks block0..block1 of one row x (n_in floats) into rows row * parts to row * parts + parts - 1. block0 is a multiple of
   // kScaleBlocks, and so is block1 or it is the last.
   void (*quantise)(const float* x, int64_t n_in, int64_t block0, int64_t block1, const Quantised& to, int64_t row);
-  // out (slot1 - slot0, width) = rows slot0..slot1 of x times outputs out0..out0 + width. out0 is a multiple of 64 and width
-  // is 64 (up to kColumnsStrip for columns with at most kFewTokens rows); outputs past n_out come out as zero.
-  void (*product)(const Weight& w, const Quantised& x, int64_t slot0, int64_t slot1, int64_t out0, int64_t width,
+  // out (last - first, width) = tokens first..last of x times outputs out0..out0 + width, in memory for x.parts times as much.
+  // out0 is a multiple of 64 and width is 64 (up to kColumnsStrip for columns with at most kFewTokens rows); outputs past n_out
+  // come out as zero.
+  void (*product)(const Weight& w, const Quantised& x, int64_t first, int64_t last, int64_t out0, int64_t width,
                   Scratch& scratch, float* out);
   // y[n * y_stride + o] for rows 0..n_rows of x (n_in floats each) and 4 outputs at w (n_valid of them real), f32 or bf16.
   void (*dense)(const void* w, bool is_bf16, int64_t w_stride, int64_t n_valid, const float* x, int64_t n_rows, int64_t n_in,
