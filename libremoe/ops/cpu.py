@@ -3,10 +3,9 @@
 Activations are int8 per 256 inputs where weights have 4 bits or fewer, and three times that, about as exact as float32,
 where weights are int8 (kernels/types.h says how exactly); all else is float32.
 A row's bits do not depend on the batch that it is in, on the number of threads, or on the instruction set, but that AMX
-tiles add products with bfloat16 weights in an order of their own, and that AVX2 without VNNI multiplies int8 weights with
-float32 (kernels/floats.h). Whatever the kernels do not cover goes to
-reference.py: gradients, other devices and types, weights whose group is no multiple of 32, and attention in a sequence
-with tokens that must not be seen.
+tiles add products with bfloat16 weights in an order of their own, and that AVX2 without VNNI multiplies int8 weights
+with float32 (kernels/floats.h). Whatever the kernels do not cover goes to reference.py: gradients, other devices and
+types, weights whose group is no multiple of 32, and attention in a sequence with tokens that must not be seen.
 """
 
 from __future__ import annotations
