@@ -1,4 +1,4 @@
-// Sixteen lanes: the only file that knows vector instructions (with formats.h's loads and amx.h's tiles). Included inside
+// Sixteen lanes: the only file that knows vector instructions (with floats.h's codes and amx.h's tiles). Included inside
 // one instruction set's namespace by isa.h. F16 is 16 floats, I16 is 16 int32, B64 is a row of 16 outputs x 4 codes.
 // Every operation rounds the same way in every body, so that results are equal bit for bit.
 

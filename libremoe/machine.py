@@ -56,16 +56,20 @@ class Rates:
     prefill: float
 
 
-# One core's, bytes/s and operations/s, from bench/RESULTS.md. AVX2: AMD Zen 3 at 2.45 GHz; AVX-512 with VNNI: AMD Zen
-# 4, but for prefill of int8 and int4, which like AMX is an Intel Xeon's at 3.4 to 3.9 GHz. Not measured: int3 and int2
-# with AVX-512, taken for int4's earlier rate in weights a second; AVX-VNNI and NEON, taken for AVX2.
-_AVX2 = {"f32": Rates(13e9, 0.023e12), "bf16": Rates(9.5e9, 0.018e12), "int8": Rates(9e9, 0.033e12),
+# One core's, bytes/s and operations/s, from bench/RESULTS.md. AVX2: AMD Zen 3 at 2.45 GHz, and for f32, bf16 and int8
+# times what was won since, measured on Zen 1; AVX-512 with VNNI: AMD Zen 4, but for prefill of int8 and int4, which
+# like AMX is an Intel Xeon's at 3.4 to 3.9 GHz. Not measured: int3 and int2 with AVX-512, taken for int4's earlier
+# rate in weights a second; NEON, taken for what AVX2 was; AVX-VNNI, which multiplies int8 as NEON does, and else
+# taken for AVX2.
+_NEON = {"f32": Rates(13e9, 0.023e12), "bf16": Rates(9.5e9, 0.018e12), "int8": Rates(9e9, 0.033e12),
          "int4": Rates(8.5e9, 0.12e12), "int3": Rates(7.5e9, 0.14e12), "int2": Rates(7.3e9, 0.15e12)}
+_AVX2 = _NEON | {"f32": Rates(14e9, 0.048e12), "bf16": Rates(11e9, 0.047e12), "int8": Rates(11e9, 0.09e12)}
 _AVX512 = {"f32": Rates(12e9, 0.06e12), "bf16": Rates(10e9, 0.06e12), "int8": Rates(18e9, 0.19e12),
            "int4": Rates(22e9, 0.46e12), "int3": Rates(17e9, 0.17e12), "int2": Rates(12e9, 0.17e12)}
 _AMX = _AVX512 | {"bf16": Rates(11e9, 0.28e12), "int8": Rates(18e9, 0.42e12), "int4": Rates(22e9, 0.60e12)}
-_PORTABLE = {name: Rates(rates.decode / 8, rates.prefill / 8) for name, rates in _AVX2.items()}
-PER_CORE = {"portable": _PORTABLE, "avx2": _AVX2, "avxvnni": _AVX2, "neon": _AVX2, "avx512vnni": _AVX512, "amx": _AMX}
+_PORTABLE = {name: Rates(rates.decode / 8, rates.prefill / 8) for name, rates in _NEON.items()}
+PER_CORE = {"portable": _PORTABLE, "neon": _NEON, "avx2": _AVX2, "avxvnni": _AVX2 | {"int8": _NEON["int8"]},
+            "avx512vnni": _AVX512, "amx": _AMX}
 
 
 @dataclass(frozen=True)
