@@ -272,6 +272,28 @@ def test_a_feed_is_added_read_cited_and_checked(chromium: Any, tmp_path: Path) -
         watched.check()
 
 
+def test_settings_closed_while_a_source_is_added_stay_closed(chromium: Any, tmp_path: Path) -> None:
+    feed = "<?xml version='1.0'?><rss version='2.0'><channel><title>News</title></channel></rss>"
+    held: list[Any] = []
+    live = Live(tmp_path / "live")
+    with served_files({"/feed.xml": ("application/rss+xml", feed)}) as (feed_url, _), \
+            served_page(words("Yes."), live=live) as running, open_page(chromium, running) as watched:
+        page = watched.page
+        page.locator("#open-settings").click()
+        page.get_by_role("tab", name="Live sources").click()
+        page.get_by_label("Address or name").fill(f"{feed_url}/feed.xml")
+        page.route("**/api/state", lambda route: held.append(route))
+        page.get_by_role("button", name="Add", exact=True).click()
+        page.get_by_text("was added.").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("dialog").wait_for(state="detached")
+        with page.expect_response("**/api/state"):
+            held[0].continue_()
+        page.locator("#open-settings").click()  # where they had opened by themselves, they would lie over it
+        assert page.get_by_role("tab", selected=True).inner_text() == "General"
+        watched.check()
+
+
 def test_tools_ask_first(chromium: Any) -> None:
     ran: list[dict[str, Any]] = []
 

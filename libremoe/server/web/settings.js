@@ -25,7 +25,11 @@ export function openSettings(view, part = "general") {
     tab.focus();
     tab.click();
   });
-  const again = (name) => { made.el.close(""); openSettings(view, name); };
+  const again = (name) => {
+    if (!made.el.open) return;  // closed by the person while something was on its way
+    made.el.close("");
+    openSettings(view, name);
+  };
   function choose(name) {
     for (const tab of tabs) {
       const chosen = tab.id === `tab-${name}`;
