@@ -18,11 +18,6 @@ template <int k> struct Constant { static constexpr int value = k; };
 #include "rows.h"
 #include "micro.h"
 #include "columns.h"
-#if defined(LIBREMOE_FLOAT_ROWS)
-constexpr int kInt8Parts = kFloatRows;
-#else
-constexpr int kInt8Parts = 3;
-#endif
 #include "product.h"
 #include "attend.h"
 #include "weights.h"
@@ -36,8 +31,8 @@ constexpr auto split_bf16 = nullptr, dense_bf16 = nullptr;
 
 extern const Kernels table;
 const Kernels table = {
-    LIBREMOE_ISA_NAME, kInt8Parts, quantise, LIBREMOE_PRODUCT, dense, split_bf16, dense_bf16, activate, attend, attend_merge, rms_norm, rope, route,
-    quantise_weights, peak, read,
+    LIBREMOE_ISA_NAME, kInt8Parts, quantise, LIBREMOE_PRODUCT, dense, split_bf16, dense_bf16, activate, attend, attend_merge,
+    rms_norm, rope, route, quantise_weights, peak, read,
 };
 
 }  // namespace libremoe::LIBREMOE_ISA

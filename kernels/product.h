@@ -91,6 +91,9 @@ static void product_many(const Weight& w, const Walk& whole, int64_t n, int64_t 
 
 #if defined(LIBREMOE_FLOAT_ROWS)
 #include "floats.h"
+constexpr int kInt8Parts = kFloatRows;
+#else
+constexpr int kInt8Parts = 3;
 #endif
 
 // out (n, width) += rows slot0..slot0 + n of x, a token's parts each for themselves, times outputs out0..out0 + width.
